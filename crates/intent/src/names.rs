@@ -1,0 +1,1 @@
+//! Names: what the cluster's DNS names stand for.

@@ -1,0 +1,13 @@
+//! What each kernel subsystem must hold: typed programs, one room per subsystem.
+//!
+//! - [`netlink`]: links, addresses, routes, neighbours, forwarding entries, sysctls.
+//! - [`nftables`]: our nftables tables.
+//! - [`layout`]: what the rooms share, and the contract with other software on the node.
+//!
+//! Every room has the same furniture: `program` (typed), `compile` (from intent), `diff`, `render`
+//! (the text a person knows), `interpret` (what the kernel would do to a packet). Rooms never import
+//! each other. Everything here is pure.
+
+pub mod layout;
+pub mod netlink;
+pub mod nftables;

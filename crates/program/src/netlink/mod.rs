@@ -1,0 +1,1 @@
+//! Links, addresses, routes, neighbours, forwarding entries and sysctls.

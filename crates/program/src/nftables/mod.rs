@@ -1,0 +1,1 @@
+//! Our nftables tables.

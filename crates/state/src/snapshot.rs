@@ -1,0 +1,89 @@
+//! The tables at one revision, and the keys that changed.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use imbl::{OrdMap, OrdSet};
+use portolan_net::{NodeName, ObjectKey, ObjectKind};
+
+use crate::{Attachment, AttachmentKey, EndpointSlice, Namespace, Node, ObjectRef, Pod, Problem, Service};
+
+/// The tables at one revision. Cloning costs a few reference counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Counts the writes that changed something.
+    pub revision: u64,
+    /// Namespaces by name.
+    pub namespaces: OrdMap<Arc<str>, Arc<Namespace>>,
+    /// Nodes by name.
+    pub nodes: OrdMap<NodeName, Arc<Node>>,
+    /// Services.
+    pub services: OrdMap<ObjectKey, Arc<Service>>,
+    /// Slices of endpoints, by their own key.
+    pub endpoint_slices: OrdMap<ObjectKey, Arc<EndpointSlice>>,
+    /// The slices of each Service: an index that the writer keeps.
+    pub slices_by_service: OrdMap<ObjectKey, OrdSet<ObjectKey>>,
+    /// Pods.
+    pub pods: OrdMap<ObjectKey, Arc<Pod>>,
+    /// Pod interfaces on this node.
+    pub attachments: OrdMap<AttachmentKey, Arc<Attachment>>,
+    /// Objects and parts of objects that have no effect, with the reason.
+    pub problems: OrdMap<ObjectRef, Arc<[Problem]>>,
+    /// Tables that have been listed in full at least once.
+    pub in_sync: OrdSet<ObjectKind>,
+}
+
+impl Snapshot {
+    /// The slices of one Service, in the order of their names.
+    pub fn slices_of(&self, service: &ObjectKey) -> impl Iterator<Item = &Arc<EndpointSlice>> {
+        self.slices_by_service
+            .get(service)
+            .into_iter()
+            .flat_map(OrdSet::iter)
+            .filter_map(|key| self.endpoint_slices.get(key))
+    }
+
+    /// Whether every one of these tables has been listed in full.
+    pub fn is_in_sync(&self, tables: &[ObjectKind]) -> bool {
+        tables.iter().all(|table| self.in_sync.contains(table))
+    }
+}
+
+/// The keys that changed between two snapshots.
+///
+/// Endpoint slices are reported as the Service they belong to: no intent reads a slice alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dirty {
+    /// Namespaces.
+    pub namespaces: BTreeSet<Arc<str>>,
+    /// Nodes.
+    pub nodes: BTreeSet<NodeName>,
+    /// Services that changed, or whose endpoints did.
+    pub services: BTreeSet<ObjectKey>,
+    /// Pods.
+    pub pods: BTreeSet<ObjectKey>,
+    /// Pod interfaces.
+    pub attachments: BTreeSet<AttachmentKey>,
+}
+
+impl Dirty {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.namespaces.is_empty()
+            && self.nodes.is_empty()
+            && self.services.is_empty()
+            && self.pods.is_empty()
+            && self.attachments.is_empty()
+    }
+
+    /// Every key of a snapshot: what a compiler that starts from nothing is given.
+    pub fn everything(snapshot: &Snapshot) -> Dirty {
+        Dirty {
+            namespaces: snapshot.namespaces.keys().cloned().collect(),
+            nodes: snapshot.nodes.keys().cloned().collect(),
+            services: snapshot.services.keys().chain(snapshot.slices_by_service.keys()).cloned().collect(),
+            pods: snapshot.pods.keys().cloned().collect(),
+            attachments: snapshot.attachments.keys().cloned().collect(),
+        }
+    }
+}
