@@ -221,7 +221,7 @@ impl Socket {
                 is_whole &= message.flags & NLM_F_DUMP_INTR == 0;
                 match message.kind {
                     NLMSG_DONE => {
-                        read_status(&message, message.attributes(4))?;
+                        read_status(&message, &message.attributes(4))?;
                         return Ok(is_whole.then_some(found));
                     }
                     NLMSG_ERROR => read_error(&message)?,
@@ -350,10 +350,10 @@ fn read_error(message: &Message<'_>) -> Result<(), KernelError> {
     } else {
         message.attributes(4 + 16)
     };
-    read_status(message, attributes)
+    read_status(message, &attributes)
 }
 
-fn read_status(message: &Message<'_>, attributes: Attributes<'_>) -> Result<(), KernelError> {
+fn read_status(message: &Message<'_>, attributes: &Attributes<'_>) -> Result<(), KernelError> {
     let status: [u8; 4] = message.header().copied().unwrap_or_default();
     match i32::from_ne_bytes(status) {
         status if status >= 0 => Ok(()),
