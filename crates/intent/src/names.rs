@@ -1,1 +1,0 @@
-//! Names: what the cluster's DNS names stand for.
