@@ -1,1 +1,32 @@
-//! Our nftables tables.
+//! Services and masquerading as nftables tables.
+//!
+//! Two tables per family, `portolan-services` and `portolan-masquerade`: named sets and maps with
+//! concatenated keys, and a handful of chains whose number depends neither on Services nor on
+//! endpoints. It needs Linux 5.6 (concatenated keys with data, `masquerade fully-random`); it owns
+//! the tables of these names in the families `ip` and `ip6`, whole, and nothing else.
+//!
+//! - [`program`]: the typed program. [`compile`]: from intent, incrementally or from nothing.
+//! - [`diff`]: what to change in the kernel. [`render`]: the text that `nft list` prints.
+//! - [`interpret`]: what the kernel would do to a packet.
+//!
+//! Why this shape and not one chain per Service: `docs/design/nftables.md`.
+
+mod change;
+mod compile;
+mod diff;
+mod interpret;
+mod layout;
+mod program;
+mod render;
+#[cfg(test)]
+mod tests;
+
+pub use change::{Change, Phase};
+pub use compile::{BACKENDS_MAX, Compiler, compile, families_of, slot_offset};
+pub use diff::diff;
+pub use interpret::{Alternative, Choice, Environment, Outcome, Step, Verdict, What, interpret};
+pub use program::{
+    BaseHook, Chain, ChainKind, Element, Hook, Key, KeyExpression, Match, Name, Program, Rejection, Rule, Set, SetKind,
+    Statement, Table, TableKey, TableName,
+};
+pub use render::{render, render_changes, render_element, render_rule, render_table};
