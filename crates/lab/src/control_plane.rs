@@ -1,0 +1,57 @@
+//! The lab's API server, in a thread of the supervisor with a runtime of its own, so that a busy
+//! kubelet never delays an answer.
+
+use anyhow::Context as _;
+use nix::mount::{MsFlags, mount};
+
+use crate::Layout;
+use crate::description::Description;
+
+/// The range of node ports: Kubernetes' default.
+pub(crate) const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
+
+/// How much memory the API's data may take.
+const DATA_MOUNT_OPTIONS: &str = "size=256m,mode=0700";
+
+/// Starts the API server and returns once it serves.
+pub(crate) fn start(layout: &Layout, description: &Description) -> anyhow::Result<()> {
+    let data = layout.api_data();
+    std::fs::create_dir_all(&data).with_context(|| format!("creating {}", data.display()))?;
+    // A lab's objects end with the lab: they need no disk, and fsync costs nothing in memory.
+    mount(Some("portolan-lab"), &data, Some("tmpfs"), MsFlags::empty(), Some(DATA_MOUNT_OPTIONS))
+        .with_context(|| format!("mounting memory at {}", data.display()))?;
+    let (report, started) = std::sync::mpsc::channel();
+    let (layout, description) = (layout.clone(), description.clone());
+    std::thread::Builder::new()
+        .name("api".to_owned())
+        .spawn(move || serve(&layout, &description, &report))
+        .context("starting the API's thread")?;
+    started.recv().context("the API's thread ended before it served")?
+}
+
+fn serve(layout: &Layout, description: &Description, report: &std::sync::mpsc::Sender<anyhow::Result<()>>) {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = report.send(Err(error).context("starting the API's runtime"));
+            return;
+        }
+    };
+    runtime.block_on(async {
+        match launch(layout, description) {
+            Ok(()) => (),
+            Err(error) => {
+                let _ = report.send(Err(error));
+                return;
+            }
+        }
+        let _ = report.send(Ok(()));
+        // The server lives as long as this handle, and this thread as long as the supervisor.
+        std::future::pending::<()>().await;
+    });
+}
+
+fn launch(layout: &Layout, description: &Description) -> anyhow::Result<()> {
+    let _ = (layout, description, NODE_PORTS);
+    anyhow::bail!("this build serves no API of its own: give one with --api-socket")
+}

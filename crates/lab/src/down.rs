@@ -1,0 +1,78 @@
+//! Takes a lab down, however far it came and however it ended.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::Pid;
+
+use crate::description::Description;
+use crate::limits::STOP_TIME_MAX;
+use crate::topology::namespace;
+use crate::{Layout, Result};
+
+/// Stops a lab's supervisor and removes everything of the lab.
+///
+/// # Errors
+/// If there is no such lab, or something of it cannot be removed.
+pub fn down(name: &str) -> Result<()> {
+    let layout = Layout::new(name)?;
+    let description = match Description::load(&layout) {
+        Ok(description) => description,
+        // The directory is made before the description: there is nothing else yet.
+        Err(_) if layout.directory().is_dir() => {
+            std::fs::remove_dir_all(layout.directory()).context("removing a lab's empty directory")?;
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    stop_supervisor(&layout)?;
+    remove(&layout, &description)
+}
+
+/// Asks the supervisor to stop, waits until it did, and kills it if it does not.
+fn stop_supervisor(layout: &Layout) -> Result<()> {
+    let Ok(mut stream) = UnixStream::connect(layout.control_socket()) else { return Ok(()) };
+    let peer = getsockopt(&stream, sockopt::PeerCredentials).context("asking who supervises the lab")?.pid();
+    stream.set_read_timeout(Some(STOP_TIME_MAX)).context("waiting for the supervisor")?;
+    let asked = stream.write_all(b"stop\n");
+    // The connection ends with the process, so reading to its end is waiting for that.
+    let mut rest = Vec::new();
+    if asked.is_err() || stream.read_to_end(&mut rest).is_err_and(|error| is_timeout(&error)) {
+        tracing::warn!(peer, "the supervisor does not stop and is killed");
+        let _ = kill(Pid::from_raw(peer), Signal::SIGKILL);
+        let _ = stream.read_to_end(&mut rest);
+    }
+    Ok(())
+}
+
+fn is_timeout(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
+}
+
+/// Removes everything of a lab whose supervisor is gone. What cannot be removed does not keep the
+/// rest; the first error is returned.
+pub(crate) fn remove(layout: &Layout, description: &Description) -> Result<()> {
+    let mut names: Vec<String> = description.topology.namespaces().map(|member| layout.namespace(member)).collect();
+    if let Ok(pods) = std::fs::read_dir(layout.pods()) {
+        let uids = pods.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.extend(uids.map(|uid| layout.pod_namespace(&uid)));
+    }
+    let paths: Vec<PathBuf> = names.iter().map(|name| namespace::path(name)).collect();
+    let killed = namespace::kill_processes(&paths);
+    tracing::debug!(killed, "processes of the lab's namespaces");
+    let mut first = Ok(());
+    for name in &names {
+        first = first.and(namespace::remove(name));
+    }
+    let _ = umount2(&layout.api_data(), MntFlags::MNT_DETACH);
+    first = first.and(
+        std::fs::remove_dir_all(layout.directory())
+            .with_context(|| format!("removing {}", layout.directory().display())),
+    );
+    Ok(first?)
+}

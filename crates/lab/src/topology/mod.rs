@@ -1,0 +1,221 @@
+//! Nodes, clients, and the network between them.
+//!
+//! ```text
+//!   node-1     node-2     node-3            client-1   server-1
+//!    eth0       eth0       eth0               eth0       eth0
+//!     │          │          │                  │          │
+//!   ──┴── underlay ─────────┴──             ───┴─ outside ┴──
+//!         192.168.64.0/24                     192.168.99.0/24
+//!                   └────────── router ───────────┘
+//! ```
+//!
+//! Each member is a network namespace; each segment is a bridge in the router's namespace, whose own
+//! address on it is everyone's gateway. The router knows no pod or Service prefix: what crosses it
+//! must carry addresses of the segments, so a missing masquerade is seen at once.
+//! Every lab has the same addresses, since no two labs share a namespace.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use portolan_net::Family;
+use serde::{Deserialize, Serialize};
+
+use crate::description::IpFamilies;
+use crate::limits::{MEMBER_NAME_LENGTH_MAX, NODES_MAX};
+use crate::{LabError, Result};
+
+mod build;
+pub(crate) mod namespace;
+
+pub use build::build;
+
+/// The member name of the router.
+pub const ROUTER: &str = "router";
+
+/// The interface of nodes and clients.
+pub const INTERFACE: &str = "eth0";
+
+/// The port of the server outside the cluster.
+pub const OUTSIDE_PORT: u16 = 8080;
+
+/// Nodes, clients and segments.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Topology {
+    /// The MTU of every segment.
+    #[serde(default = "default_mtu")]
+    pub mtu: u32,
+    /// The L2 segments that the router joins.
+    pub segments: Vec<Segment>,
+    /// The cluster's nodes.
+    pub nodes: Vec<Member>,
+    /// Machines outside the cluster.
+    #[serde(default)]
+    pub clients: Vec<Member>,
+}
+
+/// One L2 segment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Segment {
+    /// Its name, also of the bridge.
+    pub name: String,
+    /// The router's addresses on it with their prefix lengths.
+    pub router: Vec<IpNet>,
+}
+
+/// One machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// The segment that it is on.
+    pub segment: String,
+    /// Its addresses, each within a prefix of the segment.
+    pub addresses: Vec<IpAddr>,
+    /// Whether it runs the echo server and the DNS server of the outside world.
+    #[serde(default)]
+    pub server: bool,
+}
+
+fn default_mtu() -> u32 {
+    1500
+}
+
+impl Topology {
+    /// The topology of the picture above with so many nodes.
+    pub fn standard(nodes: usize) -> Topology {
+        let segment = |name: &str, number: u16| Segment {
+            name: name.to_owned(),
+            router: vec![
+                IpNet::from(ipnet::Ipv4Net::new_assert([192, 168, number as u8, 1].into(), 24)),
+                IpNet::from(ipnet::Ipv6Net::new_assert([0xfd00, hexadecimal(number), 0, 0, 0, 0, 0, 1].into(), 64)),
+            ],
+        };
+        let member = |name: String, segment: &str, number: u16, host: u16, server: bool| Member {
+            name,
+            segment: segment.to_owned(),
+            addresses: vec![
+                IpAddr::from([192, 168, number as u8, host as u8]),
+                IpAddr::from([0xfd00, hexadecimal(number), 0, 0, 0, 0, 0, hexadecimal(host)]),
+            ],
+            server,
+        };
+        Topology {
+            mtu: default_mtu(),
+            segments: vec![segment("underlay", 64), segment("outside", 99)],
+            nodes: (1..=nodes)
+                .map(|index| member(format!("node-{index}"), "underlay", 64, 10 + index as u16, false))
+                .collect(),
+            clients: vec![
+                member("client-1".to_owned(), "outside", 99, 2, false),
+                member("server-1".to_owned(), "outside", 99, 3, true),
+            ],
+        }
+    }
+
+    /// Reads a topology from YAML.
+    pub fn parse(file: &str, text: &str) -> Result<Topology> {
+        let topology: Topology = serde_saphyr::from_str(text).map_err(|error| {
+            LabError::usage(format!("{file}: {}", error.without_snippet()), "docs/user/lab.md shows a topology file")
+        })?;
+        topology.check().map_err(|what| LabError::usage(format!("{file}: {what}"), "change the file"))?;
+        Ok(topology)
+    }
+
+    /// The same with the addresses of some families only.
+    #[must_use]
+    pub fn of_families(mut self, families: IpFamilies) -> Topology {
+        for segment in &mut self.segments {
+            segment.router.retain(|prefix| families.has(Family::of_prefix(prefix)));
+        }
+        for member in self.nodes.iter_mut().chain(&mut self.clients) {
+            member.addresses.retain(|address| families.has(Family::of(*address)));
+        }
+        self
+    }
+
+    /// Nodes, then clients.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.nodes.iter().chain(&self.clients)
+    }
+
+    /// The segment with this name.
+    pub fn segment(&self, name: &str) -> Option<&Segment> {
+        self.segments.iter().find(|segment| segment.name == name)
+    }
+
+    /// The machine that plays the server outside the cluster.
+    pub fn outside_server(&self) -> Option<&Member> {
+        self.clients.iter().find(|client| client.server)
+    }
+
+    /// The names of all namespaces' members, the router's first.
+    pub fn namespaces(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(ROUTER).chain(self.members().map(|member| member.name.as_str()))
+    }
+
+    /// Whether the parts fit together; the text says what does not.
+    pub fn check(&self) -> Result<(), String> {
+        if self.nodes.is_empty() || self.nodes.len() > NODES_MAX {
+            return Err(format!("a lab has 1 to {NODES_MAX} nodes, not {}", self.nodes.len()));
+        }
+        if !(1280..=9000).contains(&self.mtu) {
+            return Err(format!("mtu: {} is not between 1280 (RFC 8200 §5) and 9000", self.mtu));
+        }
+        let mut names = BTreeSet::from([ROUTER]);
+        let mut addresses: BTreeSet<IpAddr> = BTreeSet::new();
+        for segment in &self.segments {
+            check_name(&segment.name)?;
+            if !names.insert(&segment.name) {
+                return Err(format!("the name `{}` is given twice", segment.name));
+            }
+            addresses.extend(segment.router.iter().map(IpNet::addr));
+        }
+        for member in self.members() {
+            check_name(&member.name)?;
+            if !names.insert(&member.name) {
+                return Err(format!("the name `{}` is given twice", member.name));
+            }
+            if member.name.starts_with("pod-") {
+                return Err(format!("the name `{}` is kept for pods", member.name));
+            }
+            let Some(segment) = self.segment(&member.segment) else {
+                return Err(format!("{}: there is no segment `{}`", member.name, member.segment));
+            };
+            if member.addresses.is_empty() {
+                return Err(format!("{}: it has no address", member.name));
+            }
+            for address in &member.addresses {
+                if !segment.router.iter().any(|prefix| prefix.contains(address)) {
+                    return Err(format!("{}: {address} is not within segment `{}`", member.name, segment.name));
+                }
+                if !addresses.insert(*address) {
+                    return Err(format!("{}: {address} is taken by another machine", member.name));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The number whose hexadecimal digits read like this decimal number: 64 becomes 0x64, so that the
+/// addresses of both families look alike.
+fn hexadecimal(decimal: u16) -> u16 {
+    u16::from_str_radix(&decimal.to_string(), 16).unwrap_or(decimal)
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    let fits = !name.is_empty()
+        && name.len() <= MEMBER_NAME_LENGTH_MAX
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if fits {
+        return Ok(());
+    }
+    Err(format!("`{name}` is not a name: lower-case letters, digits and hyphens, at most {MEMBER_NAME_LENGTH_MAX}"))
+}
+
+#[cfg(test)]
+mod tests;

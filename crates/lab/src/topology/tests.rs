@@ -1,0 +1,62 @@
+use super::*;
+
+#[test]
+fn the_standard_topology_has_the_documented_addresses() {
+    let topology = Topology::standard(3);
+    assert_eq!(topology.check(), Ok(()));
+    let shown: Vec<String> = topology
+        .members()
+        .map(|member| format!("{} {} {}", member.name, member.addresses[0], member.addresses[1]))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "node-1 192.168.64.11 fd00:64::11",
+            "node-2 192.168.64.12 fd00:64::12",
+            "node-3 192.168.64.13 fd00:64::13",
+            "client-1 192.168.99.2 fd00:99::2",
+            "server-1 192.168.99.3 fd00:99::3",
+        ]
+    );
+}
+
+#[test]
+fn the_largest_standard_topology_is_valid() {
+    assert_eq!(Topology::standard(NODES_MAX).check(), Ok(()));
+    assert!(Topology::standard(NODES_MAX + 1).check().is_err());
+    assert!(Topology::standard(0).check().is_err());
+}
+
+fn refused(change: impl FnOnce(&mut Topology)) -> String {
+    let mut topology = Topology::standard(2);
+    change(&mut topology);
+    topology.check().expect_err("the topology was taken")
+}
+
+#[test]
+fn what_does_not_fit_together_is_named() {
+    assert_eq!(
+        refused(|it| it.nodes[1].addresses = it.nodes[0].addresses.clone()),
+        "node-2: 192.168.64.11 is taken by another machine"
+    );
+    assert_eq!(refused(|it| it.nodes[1].name = "node-1".into()), "the name `node-1` is given twice");
+    assert_eq!(refused(|it| it.nodes[0].segment = "moon".into()), "node-1: there is no segment `moon`");
+    assert_eq!(
+        refused(|it| it.nodes[0].addresses = vec!["10.0.0.1".parse().unwrap()]),
+        "node-1: 10.0.0.1 is not within segment `underlay`"
+    );
+    assert!(refused(|it| it.mtu = 900).starts_with("mtu: 900"));
+}
+
+#[test]
+fn a_topology_file_that_does_not_parse_says_where() {
+    let error = Topology::parse("rack.yaml", "segments: []\nnodes: []\nmoons: 3\n").unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.to_string().starts_with("rack.yaml: "), "{error}");
+}
+
+#[test]
+fn a_topology_file_round_trips() {
+    let text = serde_json::to_string(&Topology::standard(2)).unwrap();
+    assert_eq!(Topology::parse("x", &text).unwrap(), Topology::standard(2));
+}

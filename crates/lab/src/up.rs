@@ -1,0 +1,220 @@
+//! Brings a lab up: checks, description, supervisor, and the wait for it.
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+
+use crate::description::{Description, IpFamilies};
+use crate::limits::{LOG_TAIL_LINES, MANIFEST_BYTES_MAX, START_TIME_MAX};
+use crate::manifest::{self, Manifests};
+use crate::report::Report;
+use crate::topology::Topology;
+use crate::{LabError, Layout, Result, checks, wait};
+
+/// What `portolan lab up` is asked for.
+#[derive(Debug, Clone)]
+pub struct UpOptions {
+    /// The lab's name.
+    pub name: String,
+    /// The manifests to apply; `-` is the standard input.
+    pub manifests: Vec<PathBuf>,
+    /// How many nodes the standard topology has.
+    pub nodes: usize,
+    /// A file with another topology.
+    pub topology: Option<PathBuf>,
+    /// How pods reach pods on other nodes.
+    pub fabric: String,
+    /// How Services are proxied.
+    pub services: String,
+    /// The cluster's families.
+    pub ip_families: IpFamilies,
+    /// The socket of an API server that is there already.
+    pub api_socket: Option<PathBuf>,
+    /// Whether to wait until everything answers.
+    pub wait: bool,
+    /// Whether to leave a lab that did not come up, to look at it.
+    pub keep: bool,
+}
+
+impl UpOptions {
+    /// The defaults for a lab of this name.
+    pub fn new(name: &str) -> UpOptions {
+        UpOptions {
+            name: name.to_owned(),
+            manifests: Vec::new(),
+            nodes: 3,
+            topology: None,
+            fabric: "vxlan".to_owned(),
+            services: "nftables".to_owned(),
+            ip_families: IpFamilies::Ipv4,
+            api_socket: None,
+            wait: false,
+            keep: false,
+        }
+    }
+}
+
+/// The fabrics that a lab can be built with.
+pub const FABRICS: [&str; 2] = ["vxlan", "host-gw"];
+
+/// The Service proxies that a lab can be built with.
+pub const SERVICES: [&str; 1] = ["nftables"];
+
+/// Brings a lab up. `progress` hears what is being done, and warnings.
+///
+/// # Errors
+/// If it does not come up. Nothing of it is left then, unless `keep` is set.
+pub fn up(options: &UpOptions, progress: &mut dyn FnMut(&str)) -> Result<()> {
+    let layout = Layout::new(&options.name)?;
+    checks::check_name(&layout)?;
+    let manifests = read_manifests(&options.manifests)?;
+    let description = describe(options)?;
+    checks::check(&layout, &description)?;
+    for warning in &manifests.warnings {
+        progress(&format!("warning: {warning}"));
+    }
+    create_directory(&layout)?;
+    let result = bring_up(&layout, &description, &manifests, options, progress);
+    if result.is_err() && !options.keep {
+        let _ = crate::down::down(&options.name);
+    }
+    result
+}
+
+fn bring_up(
+    layout: &Layout,
+    description: &Description,
+    manifests: &Manifests,
+    options: &UpOptions,
+    progress: &mut dyn FnMut(&str),
+) -> Result<()> {
+    description.save(layout)?;
+    let objects = serde_json::to_vec(&manifests.objects).context("writing the manifests")?;
+    fs::write(layout.manifests(), objects).context("writing the manifests")?;
+    let mut supervisor = start_supervisor(layout, &description.program)?;
+    follow(&mut supervisor, layout, progress)?;
+    if options.wait { wait::wait(layout, description, progress) } else { Ok(()) }
+}
+
+/// The manifests of these files, checked.
+pub(crate) fn read_manifests(files: &[PathBuf]) -> Result<Manifests> {
+    let mut texts = Vec::new();
+    for file in files {
+        texts.push((file.display().to_string(), read_file(file)?));
+    }
+    manifest::parse(&texts)
+}
+
+fn read_file(file: &Path) -> Result<String> {
+    let mut text = String::new();
+    let read = if file == Path::new("-") {
+        std::io::stdin().take(MANIFEST_BYTES_MAX + 1).read_to_string(&mut text)
+    } else {
+        File::open(file).and_then(|opened| opened.take(MANIFEST_BYTES_MAX + 1).read_to_string(&mut text))
+    };
+    let shown = file.display();
+    read.map_err(|error| LabError::usage(format!("{shown}: {error}"), "name a file of YAML manifests"))?;
+    if text.len() as u64 > MANIFEST_BYTES_MAX {
+        return Err(LabError::usage(
+            format!("{shown}: it is longer than {MANIFEST_BYTES_MAX} bytes"),
+            "split the file",
+        ));
+    }
+    Ok(text)
+}
+
+fn describe(options: &UpOptions) -> Result<Description> {
+    let known = |word: &str, value: &str, values: &[&str]| {
+        if values.contains(&value) {
+            return Ok(());
+        }
+        Err(LabError::usage(format!("--{word} {value}: this is not known"), format!("use {}", values.join(" or "))))
+    };
+    known("fabric", &options.fabric, &FABRICS)?;
+    known("services", &options.services, &SERVICES)?;
+    let topology = match &options.topology {
+        Some(file) => Topology::parse(&file.display().to_string(), &read_file(file)?)?,
+        None => Topology::standard(options.nodes),
+    };
+    topology.check().map_err(|what| LabError::usage(what, "change --nodes or --topology"))?;
+    let program = std::env::current_exe().context("finding this program's file")?;
+    let mut description =
+        Description::new(&options.name, program, topology, &options.fabric, &options.services, options.ip_families)?;
+    description.api_socket.clone_from(&options.api_socket);
+    description.topology.check().map_err(|what| LabError::usage(what, "change --ip-family or --topology"))?;
+    Ok(description)
+}
+
+/// Makes the lab's directory; it is the claim to the name.
+fn create_directory(layout: &Layout) -> Result<()> {
+    let labs = Layout::labs();
+    fs::create_dir_all(&labs).with_context(|| format!("creating {}", labs.display()))?;
+    match fs::create_dir(layout.directory()) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => checks::check_name(layout),
+        result => Ok(result.with_context(|| format!("creating {}", layout.directory().display()))?),
+    }
+}
+
+fn start_supervisor(layout: &Layout, program: &Path) -> Result<Child> {
+    let log = File::create(layout.supervisor_log()).context("creating the supervisor's log")?;
+    let child = Command::new(program)
+        .args(["lab", "supervise", "--name", layout.name()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("starting {}", program.display()))?;
+    Ok(child)
+}
+
+/// Reads the supervisor's reports until it is ready.
+fn follow(supervisor: &mut Child, layout: &Layout, progress: &mut dyn FnMut(&str)) -> Result<()> {
+    let (sender, lines) = mpsc::channel();
+    let Some(output) = supervisor.stdout.take() else {
+        return Err(anyhow::anyhow!("the supervisor has no output").into());
+    };
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(std::result::Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let until = Instant::now() + START_TIME_MAX;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        match lines.recv_timeout(left) {
+            Ok(line) => match serde_json::from_str(&line) {
+                Ok(Report::Progress(text)) => progress(&text),
+                Ok(Report::Ready) => return Ok(()),
+                Ok(Report::Failed { what, hint, code }) => {
+                    let _ = supervisor.wait();
+                    return Err(Report::error(what, hint, code));
+                }
+                Err(error) => return Err(anyhow::anyhow!("the supervisor said `{line}`: {error}").into()),
+            },
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                let what = format!("the lab was not up after {} s", START_TIME_MAX.as_secs());
+                return Err(LabError::negative(what, tail(&layout.supervisor_log())));
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                let status = supervisor.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+                let log = tail(&layout.supervisor_log());
+                return Err(anyhow::anyhow!("the lab's supervisor ended with {status}:\n{log}").into());
+            }
+        }
+    }
+}
+
+/// The last lines of a log.
+pub(crate) fn tail(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let skipped = lines.len().saturating_sub(LOG_TAIL_LINES);
+    lines.get(skipped..).unwrap_or_default().join("\n")
+}
