@@ -1,0 +1,322 @@
+//! One node's share of a trace: what its rooms' programs do to a packet, in the kernel's order.
+//!
+//! ```text
+//!  pod or network ─▶ prerouting ─▶ route ─┬▶ input ─▶ this node
+//!  this node ─▶ route ─▶ output ─▶ route ─┴▶ forward ─▶ postrouting ─▶ pod, tunnel or link
+//! ```
+
+use std::net::{IpAddr, SocketAddr};
+
+use portolan_net::{Family, NodeName, ObjectKind, Origin, Packet};
+use portolan_program::netlink::{self, RouteDecision, Surroundings, ViaKind};
+use portolan_program::nftables::{self, Environment, Hook, Outcome, Rejection, Verdict, What};
+
+use crate::hop::{Choice, Exit, Hop, Ingress, NodeTrace, Stage};
+
+/// What a node's kernel holds, as far as it decides a packet's way.
+#[derive(Debug)]
+pub struct NodePrograms<'a> {
+    /// The node.
+    pub node: &'a NodeName,
+    /// The netlink room's program.
+    pub netlink: &'a netlink::Program,
+    /// The nftables room's program.
+    pub nftables: &'a nftables::Program,
+    /// What the node holds beside it.
+    pub surroundings: &'a Surroundings,
+}
+
+/// What happens to a packet on this node.
+pub fn trace_node(programs: &NodePrograms<'_>, packet: Packet, ingress: &Ingress, choice: Choice) -> NodeTrace {
+    let mut tracer = Tracer { programs, choice, hops: Vec::new(), packet, sent: packet, origin: None };
+    let exit = match tracer.run(ingress) {
+        Ok(exit) => exit,
+        Err(refusal) => {
+            tracer.hop(Stage::Refused, "", tracer.packet, refusal.reason.clone(), refusal.origin.iter().cloned());
+            Exit::Refused { how: refusal.how, reason: refusal.reason, origin: refusal.origin }
+        }
+    };
+    // Marks are a node's own.
+    tracer.packet.mark = 0;
+    for hop in &mut tracer.hops {
+        (hop.before.mark, hop.after.mark) = (0, 0);
+    }
+    NodeTrace { hops: tracer.hops, packet: tracer.packet, exit }
+}
+
+/// The packet ends here.
+struct Refusal {
+    how: String,
+    reason: String,
+    origin: Option<Origin>,
+}
+
+struct Tracer<'a> {
+    programs: &'a NodePrograms<'a>,
+    choice: Choice,
+    hops: Vec<Hop>,
+    packet: Packet,
+    /// The packet as it came to this node.
+    sent: Packet,
+    /// The Service that the packet was meant for, once it is known.
+    origin: Option<Origin>,
+}
+
+impl Tracer<'_> {
+    fn run(&mut self, ingress: &Ingress) -> Result<Exit, Refusal> {
+        match ingress {
+            Ingress::Pod => {
+                let pod = self.programs.netlink.pod_of(self.packet.source);
+                let interface = pod.map_or_else(|| "eth0".to_owned(), |pod| pod.key.interface.to_string());
+                self.hop(Stage::PodEgress, &interface, self.packet, String::new(), []);
+                self.translate(Hook::Prerouting, None)?;
+            }
+            Ingress::Node => {
+                self.choose_source()?;
+                self.hop(Stage::NodeEgress, "", self.packet, String::new(), []);
+                self.translate(Hook::Output, None)?;
+            }
+            Ingress::Network => self.translate(Hook::Prerouting, None)?,
+        }
+        let decision = netlink::route(self.programs.netlink, self.programs.surroundings, self.packet.destination);
+        match decision {
+            RouteDecision::Local { device, .. } => {
+                self.filter(Hook::Input, None)?;
+                self.hop(Stage::NodeIngress, &device, self.packet, "delivered".to_owned(), []);
+                Ok(Exit::Node)
+            }
+            RouteDecision::Unreachable { reason } => Err(Refusal {
+                how: "no route".to_owned(),
+                reason: format!("{reason}; see portolan show routes and portolan show problems"),
+                origin: self.origin.clone(),
+            }),
+            RouteDecision::Via { device, gateway, kind, origin } => {
+                // What the node itself sends has passed its output hook already.
+                if *ingress != Ingress::Node {
+                    self.filter(Hook::Forward, Some(&device))?;
+                }
+                self.leave(&device, gateway, kind, origin)
+            }
+        }
+    }
+
+    /// The node's own packets take the address of the link that their first route leads to.
+    fn choose_source(&mut self) -> Result<(), Refusal> {
+        if !self.packet.source.is_unspecified() {
+            return Ok(());
+        }
+        let decision = netlink::route(self.programs.netlink, self.programs.surroundings, self.packet.destination);
+        self.packet.source = match decision {
+            RouteDecision::Local { address, .. } => address,
+            RouteDecision::Via { device, gateway, .. } => {
+                let towards = gateway.unwrap_or(self.packet.destination);
+                self.address_on(&device, towards).ok_or_else(|| Refusal {
+                    how: "no address".to_owned(),
+                    reason: format!("{device} has no {} address to send from", self.packet.family()),
+                    origin: None,
+                })?
+            }
+            RouteDecision::Unreachable { reason } => {
+                return Err(Refusal { how: "no route".to_owned(), reason: reason.to_string(), origin: None });
+            }
+        };
+        self.sent.source = self.packet.source;
+        Ok(())
+    }
+
+    /// A hook that may rewrite the destination.
+    fn translate(&mut self, hook: Hook, out: Option<&str>) -> Result<(), Refusal> {
+        let before = self.packet;
+        let outcome = self.at(hook, out);
+        self.packet = outcome.packet;
+        let chosen = outcome.steps.iter().find_map(|step| match &step.what {
+            What::DestinationTranslated { chosen, of, .. } => Some((*chosen, *of)),
+            _ => None,
+        });
+        // The element that the destination was found under is the Service's.
+        let is_service = |origin: &&Origin| origin.kind == ObjectKind::Service;
+        let service = outcome.steps.iter().filter_map(|step| step.origin.as_ref()).find(is_service).cloned();
+        if service.is_some() {
+            self.origin.clone_from(&service);
+        }
+        if let Some((chosen, of)) = chosen {
+            let taken = SocketAddr::new(self.packet.destination, self.packet.destination_port);
+            let endpoint = outcome.alternatives.iter().find(|it| it.socket == taken).and_then(|it| it.origin.clone());
+            let mut origins: Vec<Origin> = service.into_iter().chain(endpoint).collect();
+            origins.dedup();
+            let detail = format!("{chosen} of {of}");
+            self.hop(Stage::Services, "nftables", before, detail, origins);
+            if let Some(hop) = self.hops.last_mut() {
+                hop.alternatives = outcome.alternatives.iter().map(|it| it.socket).collect();
+            }
+        }
+        self.verdict(&outcome)
+    }
+
+    /// A hook that only lets pass or refuses.
+    fn filter(&mut self, hook: Hook, out: Option<&str>) -> Result<(), Refusal> {
+        let outcome = self.at(hook, out);
+        self.packet = outcome.packet;
+        self.verdict(&outcome)
+    }
+
+    fn verdict(&self, outcome: &Outcome) -> Result<(), Refusal> {
+        let how = match outcome.verdict {
+            Verdict::Accept => return Ok(()),
+            Verdict::Drop => "dropped",
+            Verdict::Reject(Rejection::TcpReset) => "rejected with a TCP reset",
+            Verdict::Reject(Rejection::PortUnreachable) => "rejected with ICMP port unreachable",
+        };
+        let origin = outcome.steps.iter().rev().find_map(|step| step.origin.clone()).or_else(|| self.origin.clone());
+        let cause = origin.as_ref().map(|origin| format!(" by {origin}")).unwrap_or_default();
+        Err(Refusal { how: how.to_owned(), reason: format!("{how}{cause}: it has no endpoints that serve"), origin })
+    }
+
+    /// Postrouting, and out of the node.
+    fn leave(
+        &mut self,
+        device: &str,
+        gateway: Option<IpAddr>,
+        kind: ViaKind,
+        origin: Option<Origin>,
+    ) -> Result<Exit, Refusal> {
+        let route = self.route_text(device, gateway, &kind);
+        let to_pod = match &kind {
+            ViaKind::Bridge { pod: None } => {
+                return Err(Refusal {
+                    how: "nobody".to_owned(),
+                    reason: format!(
+                        "no pod of this node holds {}: it is gone, or was never wired",
+                        self.packet.destination
+                    ),
+                    origin: self.origin.clone(),
+                });
+            }
+            ViaKind::Bridge { pod: Some(key) } => self.programs.netlink.pods.get(key),
+            ViaKind::Vxlan { .. } | ViaKind::Link => None,
+        };
+        if to_pod.is_none() {
+            self.hop(Stage::Route, "", self.packet, route, origin);
+        }
+        self.masquerade(device, gateway)?;
+        Ok(match (kind, to_pod) {
+            (ViaKind::Vxlan { remote }, _) => {
+                Exit::Underlay { next: remote, device: device.to_owned(), tunnelled: true }
+            }
+            (_, Some(pod)) => {
+                let interface = pod.key.interface.to_string();
+                self.hop(Stage::PodIngress, &interface, self.packet, format!("delivered to {}", pod.origin), []);
+                Exit::Pod { origin: Some(pod.origin.clone()), interface: pod.host_interface.to_string() }
+            }
+            (ViaKind::Link | ViaKind::Bridge { .. }, None) => Exit::Underlay {
+                next: gateway.unwrap_or(self.packet.destination),
+                device: device.to_owned(),
+                tunnelled: false,
+            },
+        })
+    }
+
+    fn masquerade(&mut self, device: &str, gateway: Option<IpAddr>) -> Result<(), Refusal> {
+        let before = self.packet;
+        let towards = gateway.unwrap_or(before.destination);
+        let mut environment = self.environment(Some(device));
+        environment.out_address = self.address_on(device, towards);
+        environment.destination_translated =
+            before.destination != self.sent.destination || before.destination_port != self.sent.destination_port;
+        let outcome = nftables::interpret(
+            self.programs.nftables,
+            before,
+            Hook::Postrouting,
+            &environment,
+            self.nftables_choice(),
+        );
+        self.packet = outcome.packet;
+        let masqueraded = outcome.steps.iter().find(|step| matches!(step.what, What::Masqueraded { .. }));
+        if let Some(step) = masqueraded {
+            let detail = "the kernel chooses the port".to_owned();
+            self.hop(Stage::Masquerade, "nftables", before, detail, step.origin.clone());
+        }
+        self.verdict(&outcome)
+    }
+
+    fn at(&self, hook: Hook, out: Option<&str>) -> Outcome {
+        let environment = self.environment(out);
+        nftables::interpret(self.programs.nftables, self.packet, hook, &environment, self.nftables_choice())
+    }
+
+    fn environment(&self, out: Option<&str>) -> Environment {
+        let foreign = self.programs.surroundings.addresses.iter().map(|(_, prefix)| prefix.addr());
+        let own = self.programs.netlink.addresses.keys().map(|(_, prefix)| prefix.addr());
+        Environment {
+            local_addresses: foreign.chain(own).collect(),
+            out_interface: out.map(str::to_owned),
+            ..Environment::default()
+        }
+    }
+
+    fn nftables_choice(&self) -> nftables::Choice {
+        match self.choice {
+            Choice::First => nftables::Choice::First,
+            Choice::Endpoint(endpoint) => nftables::Choice::Prefer(endpoint),
+        }
+    }
+
+    /// The address that the kernel would send from: one whose prefix holds the next hop, else the first.
+    fn address_on(&self, device: &str, towards: IpAddr) -> Option<IpAddr> {
+        let family = Family::of(towards);
+        let foreign = self.programs.surroundings.addresses.iter().map(|(link, prefix)| (link, prefix));
+        let own = self.programs.netlink.addresses.keys().map(|(link, prefix)| (link, prefix));
+        let here: Vec<_> = own
+            .chain(foreign)
+            .filter(|(link, prefix)| *link == device && Family::of_prefix(prefix) == family)
+            .map(|(_, prefix)| *prefix)
+            .filter(|prefix| !is_link_local(prefix.addr()))
+            .collect();
+        let near = here.iter().find(|prefix| prefix.contains(&towards));
+        near.or(here.first()).map(ipnet::IpNet::addr)
+    }
+
+    fn route_text(&self, device: &str, gateway: Option<IpAddr>, kind: &ViaKind) -> String {
+        let destination = self.packet.destination;
+        let ours = self.programs.netlink.routes.keys().filter(|prefix| prefix.contains(&destination));
+        let foreign = self.programs.surroundings.routes.iter().map(|route| &route.destination);
+        let best = ours.chain(foreign.filter(|prefix| prefix.contains(&destination))).max_by_key(|it| it.prefix_len());
+        let prefix = match best {
+            Some(prefix) if prefix.prefix_len() == 0 => "default".to_owned(),
+            Some(prefix) => prefix.to_string(),
+            None => destination.to_string(),
+        };
+        match (kind, gateway) {
+            (ViaKind::Vxlan { remote }, _) => format!("{prefix} via {device} → {remote}"),
+            (_, Some(gateway)) => format!("{prefix} via {gateway} dev {device}"),
+            (_, None) => format!("{prefix} dev {device}"),
+        }
+    }
+
+    fn hop(
+        &mut self,
+        stage: Stage,
+        by: &str,
+        before: Packet,
+        detail: String,
+        origins: impl IntoIterator<Item = Origin>,
+    ) {
+        self.hops.push(Hop {
+            node: self.programs.node.to_string(),
+            stage,
+            by: by.to_owned(),
+            before,
+            after: self.packet,
+            detail,
+            origins: origins.into_iter().collect(),
+            alternatives: Vec::new(),
+        });
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
