@@ -15,6 +15,9 @@ pub const MESSAGE_LENGTH_MAX: usize = 65_535;
 /// Queries that one UDP task handles before it lets others run.
 pub const UDP_BATCH_MAX: usize = 64;
 
+/// Attempts to find a port that is free for both UDP and TCP, where any port will do.
+pub const BIND_ATTEMPTS_MAX: usize = 16;
+
 /// Tasks that read one UDP socket.
 pub const UDP_TASKS_PER_SOCKET: usize = 2;
 

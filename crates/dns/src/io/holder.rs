@@ -9,13 +9,15 @@ use std::path::Path;
 pub(super) fn holder_of(address: SocketAddr, protocol: &str) -> Option<String> {
     let sockets: Vec<String> = ["", "6"]
         .iter()
-        .filter_map(|suffix| fs::read_to_string(format!("/proc/net/{protocol}{suffix}")).ok())
+        .filter_map(|suffix| fs::read_to_string(format!("/proc/thread-self/net/{protocol}{suffix}")).ok())
         .flat_map(|table| inodes(&table, address.port()))
         .map(|inode| format!("socket:[{inode}]"))
         .collect();
     for process in fs::read_dir("/proc").ok()?.flatten() {
         let path = process.path();
-        if holds_any(&path, &sockets) {
+        // Besides processes there are links to them, such as `self`.
+        let is_process = process.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit());
+        if is_process && holds_any(&path, &sockets) {
             let name = fs::read_to_string(path.join("comm")).ok()?;
             return Some(format!("{} (process {})", name.trim(), process.file_name().to_string_lossy()));
         }
@@ -32,7 +34,7 @@ fn holds_any(process: &Path, sockets: &[String]) -> bool {
 }
 
 /// The inodes of the sockets that are bound to a port and wait for others, from proc(5)'s
-/// `/proc/net/tcp` or `udp`: state 0A is "listen", and 07 an unconnected datagram socket.
+/// `net/tcp` or `net/udp`: state 0A is "listen", and 07 an unconnected datagram socket.
 fn inodes(table: &str, port: u16) -> Vec<String> {
     let port = format!("{port:04X}");
     table

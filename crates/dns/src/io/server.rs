@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::holder::holder_of;
 use super::service::{Service, Tables};
 use super::{tcp, udp};
-use crate::limits::{TCP_CONNECTIONS_MAX, UDP_TASKS_PER_SOCKET};
+use crate::limits::{BIND_ATTEMPTS_MAX, TCP_CONNECTIONS_MAX, UDP_TASKS_PER_SOCKET};
 use crate::metrics::Metrics;
 use crate::{Config, ConfigError, Settings};
 
@@ -124,6 +124,16 @@ async fn follow(mut tables: watch::Receiver<Snapshot>, service: Arc<Service>) {
 }
 
 async fn bind(address: SocketAddr) -> Result<(Arc<UdpSocket>, TcpListener), Error> {
+    let attempts = if address.port() == 0 { BIND_ATTEMPTS_MAX } else { 1 };
+    for _ in 1..attempts {
+        if let Ok(pair) = bind_once(address).await {
+            return Ok(pair);
+        }
+    }
+    bind_once(address).await
+}
+
+async fn bind_once(address: SocketAddr) -> Result<(Arc<UdpSocket>, TcpListener), Error> {
     let refuse = |protocol: &'static str| move |source: io::Error| refusal(address, protocol, source);
     let listener = TcpListener::bind(address).await.map_err(refuse("tcp"))?;
     let bound = listener.local_addr().map_err(refuse("tcp"))?;
