@@ -35,7 +35,9 @@ pub(crate) fn run() -> ExitCode {
         .filter_map(|name| Some((name.to_owned(), env::var_os(name)?.to_string_lossy().into_owned())))
         .collect();
     if environment.is_empty() {
-        eprintln!("{PLUGIN_NAME}: CNI_COMMAND is missing\nhint: container runtimes run this program, people run `portolan`");
+        eprintln!(
+            "{PLUGIN_NAME}: CNI_COMMAND is missing\nhint: container runtimes run this program, people run `portolan`"
+        );
         return ExitCode::from(1);
     }
     let output = match read_bounded(io::stdin().lock(), CONFIGURATION_BYTES_MAX) {
@@ -67,7 +69,10 @@ fn ask(socket: &str, line: &[u8]) -> io::Result<Vec<u8>> {
     stream.write_all(line)?;
     let answer = read_bounded(stream, LINE_BYTES_MAX)?;
     if answer.last() != Some(&b'\n') {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection closed before the answer was complete"));
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the connection closed before the answer was complete",
+        ));
     }
     Ok(answer)
 }

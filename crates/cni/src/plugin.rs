@@ -172,6 +172,15 @@ mod tests {
     }
 
     #[test]
+    fn a_configuration_that_is_too_long_is_refused_at_the_bound() {
+        let text = r#"{"cniVersion":"1.0.0","name":"pods"}"#;
+        let padded = |length: usize| format!("{text}{}", " ".repeat(length - text.len()));
+        let fits = prepare(&environment("ADD"), padded(CONFIGURATION_BYTES_MAX).as_bytes());
+        assert!(matches!(fits, Step::Ask(_)));
+        assert_eq!(answer("ADD", &padded(CONFIGURATION_BYTES_MAX + 1)).0["code"], 6);
+    }
+
+    #[test]
     fn the_answer_is_printed_for_the_version_that_was_asked_for() {
         let result = AddResult {
             ips: vec![crate::IpConfiguration {
