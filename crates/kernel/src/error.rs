@@ -52,6 +52,16 @@ pub enum KernelError {
     /// A link that something refers to does not exist.
     #[error("link {0} does not exist; it will be tried again when it appears")]
     NoSuchLink(String),
+    /// Someone else's route of the same destination leads elsewhere.
+    #[error(
+        "a route to {destination} that is not ours is in the way; delete it (`ip route del {destination}`) for: {wanted}"
+    )]
+    RouteTaken {
+        /// The destination.
+        destination: portolan_net::IpNet,
+        /// The route that we need.
+        wanted: String,
+    },
     /// A thread that worked inside another namespace ended without an answer.
     #[error("the thread that worked in the namespace ended without an answer")]
     ThreadLost,
@@ -84,6 +94,7 @@ impl KernelError {
             | KernelError::InterfaceTaken { .. }
             | KernelError::Foreign { .. }
             | KernelError::NoSuchLink(_)
+            | KernelError::RouteTaken { .. }
             | KernelError::ThreadLost => None,
         }
     }

@@ -1,14 +1,29 @@
 //! Makes the kernel hold a program, reads it back, watches it.
 //!
+//! - [`Kernel`]: one handle on all that we program. [`netlink`] is the twin of the room of that name.
+//! - [`monitor`]: hears of changes that others make.
+//! - [`capture`]: sees packets.
+//! - [`netns`], [`process`], [`link`], [`sysctl`]: namespaces, programs inside them, topologies, settings.
+//! - [`fake`]: a kernel in memory, for tests.
 //! - [`rawnetlink`]: messages on a netlink socket, and nothing of their meaning.
-//! - [`netns`]: network namespaces, and working inside them.
 //!
 //! This is the one crate that speaks to the kernel, and the one that may use `unsafe`. Everything is
 //! synchronous. What is ours is recognised by what the kernel itself holds (`layout` in the `program`
 //! crate), never by memory, so that a restart adopts what it finds.
 
+pub mod capture;
 mod error;
+pub mod fake;
+mod index;
+mod kernel;
+pub mod link;
+pub mod monitor;
+pub mod netlink;
 pub mod netns;
+pub mod process;
 pub mod rawnetlink;
+pub mod sysctl;
 
 pub use error::{KernelError, Refusal};
+pub use fake::FakeKernel;
+pub use kernel::Kernel;

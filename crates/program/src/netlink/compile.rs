@@ -23,6 +23,7 @@ pub fn compile(fabric: &FabricIntent, wiring: &WiringIntent, view: &NodeView) ->
             bridge: view.bridge.clone(),
             hairpin: true,
             mtu: interface.mtu,
+            up: true,
             mac: interface.mac,
             addresses: interface.addresses.clone(),
             gateways: interface.gateways.clone(),
@@ -45,6 +46,7 @@ fn compile_bridge(wiring: &WiringIntent, view: &NodeView, program: &mut Program)
         mac: bridge_mac(&view.node, &view.bridge),
         mtu: wiring.mtu,
         alias: format!("{LINK_ALIAS_PREFIX}bridge"),
+        up: true,
         origin: Origin::configuration("bridge"),
     };
     program.links.insert(bridge.name.clone(), bridge);

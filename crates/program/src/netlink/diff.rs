@@ -55,7 +55,8 @@ fn same_identity(want: &Link, is: &Link) -> bool {
 
 /// What can be. A bridge keeps the hardware address it has: its pods hold it in their caches.
 fn same_settings(want: &Link, is: &Link) -> bool {
-    (want.mtu, &want.alias) == (is.mtu, &is.alias) && (want.kind == LinkKind::Bridge || want.mac == is.mac)
+    (want.mtu, &want.alias, want.up) == (is.mtu, &is.alias, is.up)
+        && (want.kind == LinkKind::Bridge || want.mac == is.mac)
 }
 
 fn diff_addresses(

@@ -48,6 +48,8 @@ pub struct Link {
     pub mtu: u32,
     /// The mark that it is ours.
     pub alias: String,
+    /// Whether it is up.
+    pub up: bool,
     /// Why it is there.
     pub origin: Origin,
 }
@@ -150,6 +152,8 @@ pub struct PodLink {
     pub hairpin: bool,
     /// MTU of both ends, in bytes.
     pub mtu: u32,
+    /// Whether the node's end is up.
+    pub up: bool,
     /// The hardware address of the pod's end.
     pub mac: MacAddress,
     /// The pod's addresses.
@@ -168,8 +172,8 @@ impl PodLink {
 
     /// Whether both are the same as far as it can be seen from the node's side.
     pub fn same_port(&self, other: &PodLink) -> bool {
-        (&self.host_interface, &self.bridge, self.hairpin, self.mtu)
-            == (&other.host_interface, &other.bridge, other.hairpin, other.mtu)
+        (&self.host_interface, &self.bridge, self.hairpin, self.mtu, self.up)
+            == (&other.host_interface, &other.bridge, other.hairpin, other.mtu, other.up)
     }
 }
 

@@ -62,6 +62,7 @@ fn compile_device(local: IpAddr, base: IpAddr, mtu: u32, view: &NodeView, progra
         mac: vtep_mac(&view.node, view.vni, family),
         mtu,
         alias: format!("{LINK_ALIAS_PREFIX}vxlan"),
+        up: true,
         origin: Origin::configuration("fabric"),
     };
     let origin = Origin::field(ObjectKind::Node, ObjectKey::cluster(view.node.as_str()), "spec.podCIDRs");

@@ -1,0 +1,135 @@
+//! Hearing of changes that others make: rtnetlink and nftables notifications.
+//!
+//! It tells what kind of thing changed, so that its owner reads it back and repairs it. It promises no
+//! complete history: an [`Event::Overrun`] means that something was lost and all must be read again.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+
+use crate::error::KernelError;
+use crate::rawnetlink::{OwnedMessage, Protocol, Socket};
+
+/// `RTNLGRP_…`: links, neighbours, addresses and routes of both families.
+const ROUTE_GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+
+/// `NFNLGRP_NFTABLES`.
+const NETFILTER_GROUPS: [u32; 1] = [7];
+
+/// Events that wait to be taken. More than that are an overrun: reading all again is cheaper.
+const EVENTS_MAX: usize = 4096;
+
+const IFLA_IFNAME: u16 = 3;
+const LINK_HEADER: usize = 16;
+const NUD_PERMANENT: u16 = 0x80;
+
+/// Something changed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Event {
+    /// A link of this name.
+    Link(String),
+    /// An address.
+    Address,
+    /// A route.
+    Route,
+    /// A permanent neighbour or forwarding entry, or one that went.
+    Neighbour,
+    /// An nftables table.
+    Ruleset,
+    /// Notifications were lost.
+    Overrun,
+}
+
+/// Hears notifications in the namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct Monitor {
+    route: Socket,
+    netfilter: Option<Socket>,
+    epoll: Epoll,
+    own_ports: BTreeSet<u32>,
+    waiting: VecDeque<Event>,
+}
+
+impl Monitor {
+    /// Opens the monitor. A kernel without nftables is heard for the rest.
+    pub fn open() -> Result<Monitor, KernelError> {
+        let route = Socket::open(Protocol::Route, &ROUTE_GROUPS)?;
+        let netfilter = Socket::open(Protocol::Netfilter, &NETFILTER_GROUPS).ok();
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+            .map_err(|errno| KernelError::system("open an epoll descriptor", errno))?;
+        for socket in [Some(&route), netfilter.as_ref()].into_iter().flatten() {
+            epoll
+                .add(socket.fd(), EpollEvent::new(EpollFlags::EPOLLIN, 0))
+                .map_err(|errno| KernelError::system("watch a netlink socket", errno))?;
+        }
+        Ok(Monitor { route, netfilter, epoll, own_ports: BTreeSet::new(), waiting: VecDeque::new() })
+    }
+
+    /// Leaves out what the requests of one of our own sockets cause, as far as the kernel says it.
+    pub fn ignore_port(&mut self, port: u32) {
+        self.own_ports.insert(port);
+    }
+
+    /// A descriptor that is readable when there may be an event.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+
+    /// The next event, if there is one now. It never waits.
+    pub fn next_event(&mut self) -> Option<Event> {
+        while self.waiting.is_empty() {
+            let route = self.route.notifications();
+            let netfilter = self.netfilter.as_mut().map_or(Ok(None), Socket::notifications);
+            if matches!((&route, &netfilter), (Ok(None), Ok(None))) {
+                return None;
+            }
+            self.take(route, route_event);
+            self.take(netfilter, |_| Some(Event::Ruleset));
+        }
+        self.waiting.pop_front()
+    }
+
+    fn take(
+        &mut self,
+        received: Result<Option<Vec<(u32, OwnedMessage)>>, KernelError>,
+        event: impl Fn(&OwnedMessage) -> Option<Event>,
+    ) {
+        let Ok(messages) = received else {
+            // Whatever is wrong with the socket, what we know may be stale.
+            self.waiting.clear();
+            self.waiting.push_back(Event::Overrun);
+            return;
+        };
+        for (port, message) in messages.unwrap_or_default() {
+            let is_own = port != 0 && self.own_ports.contains(&port);
+            let Some(event) = event(&message).filter(|_| !is_own) else { continue };
+            if self.waiting.back() != Some(&event) {
+                self.waiting.push_back(event);
+            }
+        }
+        if self.waiting.len() > EVENTS_MAX {
+            self.waiting.clear();
+            self.waiting.push_back(Event::Overrun);
+        }
+    }
+}
+
+fn route_event(message: &OwnedMessage) -> Option<Event> {
+    match message.kind {
+        libc::RTM_NEWLINK | libc::RTM_DELLINK => {
+            let name = message.attributes(LINK_HEADER).get(IFLA_IFNAME)?;
+            Some(Event::Link(name.text()?.to_owned()))
+        }
+        libc::RTM_NEWADDR | libc::RTM_DELADDR => Some(Event::Address),
+        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => Some(Event::Route),
+        libc::RTM_DELNEIGH => Some(Event::Neighbour),
+        // The kernel's own neighbours come and go with traffic, and are no concern of ours.
+        libc::RTM_NEWNEIGH => {
+            let header: &[u8; 12] = message.header()?;
+            let state = u16::from_ne_bytes([header[8], header[9]]);
+            (state & NUD_PERMANENT != 0).then_some(Event::Neighbour)
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,242 @@
+//! Pod interfaces: a veth pair whose far end is born inside the pod's namespace, and one batch there.
+//!
+//! It is on the path of every CNI ADD, so it costs three requests: the pair, the settings of the near
+//! end, and all of the far end's.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+
+use nix::errno::Errno;
+use portolan_net::{IpNet, MacAddress};
+use portolan_program::layout::ROUTE_PROTOCOL;
+use portolan_program::netlink::PodLink;
+
+use super::wire::{self, Existing, RouteSpec, Settings};
+use super::{Netlink, observe};
+use crate::error::KernelError;
+use crate::netns::{Namespace, in_namespace};
+use crate::rawnetlink::{Protocol, Socket};
+use crate::{index, sysctl};
+
+/// Index of the loopback: the first link of every namespace.
+const LOOPBACK: u32 = 1;
+
+/// What differs between a pod interface and what it must be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Difference {
+    /// Something could not be read.
+    #[error("{0}")]
+    Unreadable(KernelError),
+    /// The node's end is gone.
+    #[error("the node has no interface {0}")]
+    NoHostInterface(String),
+    /// The node's end hangs on no bridge, or another one.
+    #[error("{interface} is not a port of bridge {bridge}")]
+    OtherBridge {
+        /// The node's end.
+        interface: String,
+        /// The bridge that it must be a port of.
+        bridge: String,
+    },
+    /// The pod's end is gone.
+    #[error("the pod has no interface {0}")]
+    NoInterface(String),
+    /// The pod's end has another hardware address.
+    #[error("{interface} has hardware address {is}, and needed is {wanted}")]
+    OtherMac {
+        /// The interface.
+        interface: String,
+        /// What it has.
+        is: MacAddress,
+        /// What it must have.
+        wanted: MacAddress,
+    },
+    /// An interface is down.
+    #[error("{0} is down")]
+    Down(String),
+    /// An address is missing.
+    #[error("{interface} has no address {address}")]
+    NoAddress {
+        /// The interface.
+        interface: String,
+        /// The address.
+        address: IpNet,
+    },
+    /// A default route is missing.
+    #[error("no default route via {0}")]
+    NoDefaultRoute(IpAddr),
+}
+
+pub(super) fn create(netlink: &mut Netlink, pod: &PodLink) -> Result<(), KernelError> {
+    let bridge = netlink.index(&pod.bridge)?;
+    let namespace = Namespace::open(Path::new(&*pod.namespace_path))?;
+    let request = wire::create_pod(pod, bridge, namespace.fd());
+    match netlink.socket.request(request.clone()) {
+        Ok(()) => {}
+        Err(error) if error.errno() == Some(Errno::EEXIST) => {
+            make_room(netlink, pod, bridge)?;
+            netlink.socket.request(request).map_err(|error| taken_or(error, pod))?;
+        }
+        Err(error) => return Err(error),
+    }
+    let finished = netlink
+        .socket
+        .request(set_port(netlink, pod)?)
+        .and_then(|()| in_namespace(&namespace, || configure_inside(pod)).and_then(|outcome| outcome));
+    if finished.is_err() {
+        // Half an interface is worse than none: a runtime that tries again must find a clean namespace.
+        let _ = netlink.socket.request(wire::delete_link(&pod.host_interface));
+    }
+    finished
+}
+
+/// A name is taken, on one side or the other. What a crash left behind half-made on the node's side is
+/// deleted: it is a port of our bridge, or hangs nowhere, and bears our alias or none.
+fn make_room(netlink: &mut Netlink, pod: &PodLink, bridge: u32) -> Result<(), KernelError> {
+    let taken = || KernelError::InterfaceTaken {
+        name: pod.key.interface.to_string(),
+        namespace: pod.namespace_path.to_string(),
+    };
+    let links = observe::links(&mut netlink.socket)?;
+    let there = links.iter().find(|link| *link.name == *pod.host_interface).ok_or_else(taken)?;
+    let is_ours = there.alias == pod.alias() || there.alias.is_empty();
+    if there.kind == "veth" && is_ours && there.master.is_none_or(|master| master == bridge) {
+        return netlink.socket.request(wire::delete_link(&pod.host_interface));
+    }
+    let difference = format!("pod interface {} needs the name for its end on the node", pod.key);
+    Err(KernelError::Foreign { name: pod.host_interface.to_string(), difference })
+}
+
+fn taken_or(error: KernelError, pod: &PodLink) -> KernelError {
+    if error.errno() != Some(Errno::EEXIST) {
+        return error;
+    }
+    KernelError::InterfaceTaken { name: pod.key.interface.to_string(), namespace: pod.namespace_path.to_string() }
+}
+
+/// Sets the node's end. It is made a port first: only then has it a port's settings.
+pub(super) fn adjust(netlink: &mut Netlink, pod: &PodLink) -> Result<(), KernelError> {
+    let master = Settings { master: Some(netlink.index(&pod.bridge)?), ..Settings::default() };
+    let index = netlink.index(&pod.host_interface)?;
+    let port = set_port(netlink, pod)?;
+    netlink.socket.batch(vec![wire::set_link(index, master), port]).into_iter().collect()
+}
+
+/// The settings of a port of the bridge.
+fn set_port(netlink: &Netlink, pod: &PodLink) -> Result<Vec<u8>, KernelError> {
+    let alias = pod.alias();
+    let settings = Settings {
+        mtu: Some(pod.mtu),
+        alias: Some(&alias),
+        up: Some(pod.up),
+        hairpin: Some(pod.hairpin),
+        ..Settings::default()
+    };
+    Ok(wire::set_link(netlink.index(&pod.host_interface)?, settings))
+}
+
+/// Everything inside the pod, on a thread that is there.
+fn configure_inside(pod: &PodLink) -> Result<(), KernelError> {
+    let mut socket = Socket::open(Protocol::Route, &[])?;
+    let interface: &str = &pod.key.interface;
+    let index = index::of(socket.fd(), interface)?;
+    if pod.addresses.iter().any(|address| address.addr().is_ipv6()) {
+        // The link-local address too must be usable at once: neighbours are asked for from it.
+        let _ = sysctl::write(&format!("net/ipv6/conf/{interface}/accept_dad"), "0");
+    }
+    let up = Settings { up: Some(true), ..Settings::default() };
+    let mut batch = vec![wire::set_link(LOOPBACK, up), wire::set_link(index, up)];
+    batch.extend(pod.addresses.iter().map(|address| wire::add_address(index, address, true)));
+    for gateway in &pod.gateways {
+        let spec = RouteSpec {
+            destination: default_route(*gateway),
+            index,
+            gateway: Some(*gateway),
+            // A gateway outside the pod's own prefix counts as reachable on its link.
+            onlink: !pod.addresses.iter().any(|prefix| prefix.contains(gateway)),
+            protocol: ROUTE_PROTOCOL,
+        };
+        batch.push(wire::add_route(&spec, Existing::Replace));
+    }
+    socket.batch(batch).into_iter().collect()
+}
+
+fn default_route(gateway: IpAddr) -> IpNet {
+    match gateway {
+        IpAddr::V4(_) => IpNet::V4(portolan_net::Ipv4Net::default()),
+        IpAddr::V6(_) => IpNet::V6(portolan_net::Ipv6Net::default()),
+    }
+}
+
+pub(super) fn check(netlink: &mut Netlink, pod: &PodLink) -> Result<(), Vec<Difference>> {
+    let mut found = Vec::new();
+    match observe::links(&mut netlink.socket) {
+        Ok(links) => check_port(&links, pod, &mut found),
+        Err(error) => found.push(Difference::Unreadable(error)),
+    }
+    let inside = Namespace::open(Path::new(&*pod.namespace_path))
+        .and_then(|namespace| in_namespace(&namespace, || check_inside(pod)).and_then(|outcome| outcome));
+    match inside {
+        Ok(differences) => found.extend(differences),
+        Err(error) => found.push(Difference::Unreadable(error)),
+    }
+    if found.is_empty() { Ok(()) } else { Err(found) }
+}
+
+fn check_port(links: &[observe::ReadLink], pod: &PodLink, found: &mut Vec<Difference>) {
+    let interface = pod.host_interface.to_string();
+    let bridge = links.iter().find(|link| link.name == pod.bridge).map(|link| link.index);
+    match links.iter().find(|link| link.name == interface) {
+        None => found.push(Difference::NoHostInterface(interface)),
+        Some(link) if link.master.is_none() || link.master != bridge => {
+            found.push(Difference::OtherBridge { interface, bridge: pod.bridge.clone() });
+        }
+        Some(link) if !link.up => found.push(Difference::Down(interface)),
+        Some(_) => {}
+    }
+}
+
+fn check_inside(pod: &PodLink) -> Result<Vec<Difference>, KernelError> {
+    let mut socket = Socket::open(Protocol::Route, &[])?;
+    let interface = pod.key.interface.to_string();
+    let mut found = Vec::new();
+    let links = observe::links(&mut socket)?;
+    let Some(link) = links.iter().find(|link| link.name == interface) else {
+        return Ok(vec![Difference::NoInterface(interface)]);
+    };
+    if let Some(is) = link.mac.filter(|is| *is != pod.mac) {
+        found.push(Difference::OtherMac { interface: interface.clone(), is, wanted: pod.mac });
+    }
+    if !link.up {
+        found.push(Difference::Down(interface.clone()));
+    }
+    let addresses = observe::addresses(&mut socket)?;
+    for address in &pod.addresses {
+        if !addresses.iter().any(|it| it.index == link.index && it.prefix == *address) {
+            found.push(Difference::NoAddress { interface: interface.clone(), address: *address });
+        }
+    }
+    for gateway in &pod.gateways {
+        let routes = observe::routes(&mut socket, wire::family_number(*gateway))?;
+        let is_default = |it: &observe::ReadRoute| {
+            it.destination.prefix_len() == 0 && it.gateway == Some(*gateway) && it.index == link.index
+        };
+        if !routes.iter().any(is_default) {
+            found.push(Difference::NoDefaultRoute(*gateway));
+        }
+    }
+    Ok(found)
+}
+
+/// Differences as one text.
+pub struct Differences<'a>(pub &'a [Difference]);
+
+impl fmt::Display for Differences<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, difference) in self.0.iter().enumerate() {
+            write!(f, "{}{difference}", if position == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,5 @@
+//! Ring 1: the real kernel, in namespaces of the tests' own.
+
+mod apply;
+mod pods;
+mod sample;
