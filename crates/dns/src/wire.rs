@@ -388,7 +388,7 @@ pub struct UpstreamAnswer {
 /// another question, no answer at all, or unreadable. Whoever guesses a source port must guess
 /// these too (RFC 5452 §3).
 pub fn decode_answer(bytes: &[u8], id: u16, question: &Question) -> Option<UpstreamAnswer> {
-    let message = Message::from_vec(bytes).ok()?;
+    let Ok(message) = Message::from_vec(bytes) else { return cut_answer(bytes, id) };
     let is_answer = message.metadata.id == id
         && message.metadata.message_type == MessageType::Response
         && message.metadata.op_code == OpCode::Query;
@@ -411,6 +411,13 @@ pub fn decode_answer(bytes: &[u8], id: u16, question: &Question) -> Option<Upstr
         },
         truncated: message.metadata.truncation,
     })
+}
+
+/// Some servers cut a message in the middle of a record: of that, only the mark TC is read.
+fn cut_answer(bytes: &[u8], id: u16) -> Option<UpstreamAnswer> {
+    let header = bytes.first_chunk::<HEADER_LENGTH>()?;
+    let is_cut_answer = header[..2] == id.to_be_bytes() && header[2] & 0xfa == 0x82;
+    is_cut_answer.then(|| UpstreamAnswer { response: Response::empty(ResponseCode::SERVER_FAILURE), truncated: true })
 }
 
 #[cfg(test)]

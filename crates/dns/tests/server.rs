@@ -163,6 +163,8 @@ async fn answers_follow_the_tables() {
     timeout(PATIENCE, follows).await.expect("the server follows the tables");
     running.stop.send(()).unwrap();
     timeout(PATIENCE, running.server).await.expect("the server stops").unwrap().unwrap();
+    // Its sockets are free at once.
+    start(&running.address.to_string(), Snapshot::default()).await;
 }
 
 #[tokio::test]

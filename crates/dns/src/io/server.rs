@@ -105,10 +105,13 @@ impl Server {
             tasks.spawn(tcp::run(listener, self.service.clone(), connections.clone()));
         }
         tasks.spawn(follow(self.tables, self.service));
-        tokio::select! {
+        let ended = tokio::select! {
             () = shutdown => Ok(()),
             _ = tasks.join_next() => Err(Error::TaskEnded),
-        }
+        };
+        // The sockets are free when this returns.
+        tasks.shutdown().await;
+        ended
     }
 }
 

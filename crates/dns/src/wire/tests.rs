@@ -128,6 +128,10 @@ fn only_the_answer_to_the_query_is_taken() {
     answer[2] |= 0x80;
     assert!(decode_answer(&answer, 9, &question).is_some());
     assert!(decode_answer(&answer, 8, &question).is_none());
+    let mut cut = answer.clone();
+    cut[2] |= 0x02;
+    cut[7] = 9;
+    assert!(decode_answer(&cut, 9, &question).is_some_and(|answer| answer.truncated), "nine answers, cut");
     let other = Question { name: "example.com".parse().unwrap(), ..question };
     assert!(decode_answer(&answer, 9, &other).is_none());
 }
