@@ -1,1 +1,8 @@
-//! (skeleton)
+//! The embedded control plane: a subset of the Kubernetes API on the store.
+
+pub mod admission;
+pub mod controllers;
+mod fields;
+pub mod patch;
+pub mod selector;
+pub mod table;

@@ -1,0 +1,154 @@
+//! Which address, port or prefix an object gets.
+//!
+//! Allocation is deterministic and has no memory: what is taken is what the other objects hold.
+//! ClusterIPs are the lowest free address, beginning with the second: the first is left to the API
+//! server's own Service, as in Kubernetes. NodePorts begin at a place that the Service's name and port
+//! give, so that a port which just became free is rarely given to another Service at once, and go on
+//! to the next free one. podCIDRs are the lowest free subnet.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::{NodePrefixLengths, Objects};
+use crate::fields::{at, items, name, namespace, number, text, texts};
+
+/// The addresses and node ports that Services hold, each with its holder.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    addresses: HashMap<IpAddr, String>,
+    ports: HashMap<(u16, String), String>,
+}
+
+impl Taken {
+    /// What all Services but one hold.
+    pub(super) fn by_others(services: &Objects, own: (&str, &str)) -> Taken {
+        let mut taken = Taken::default();
+        for service in services.values().filter(|service| (namespace(service), name(service)) != own) {
+            let holder = || format!("{}/{}", namespace(service), name(service));
+            for address in service_addresses(service) {
+                taken.addresses.insert(address, holder());
+            }
+            for port in items(service, "spec.ports") {
+                if let Some(node_port) = number(port, "nodePort").and_then(|port| u16::try_from(port).ok()) {
+                    taken.ports.insert((node_port, protocol(port).to_owned()), holder());
+                }
+            }
+            let health_port = number(service, "spec.healthCheckNodePort").and_then(|port| u16::try_from(port).ok());
+            if let Some(port) = health_port.filter(|port| *port > 0) {
+                taken.ports.insert((port, "TCP".into()), holder());
+            }
+        }
+        taken
+    }
+
+    /// Who holds an address.
+    pub(super) fn address_holder(&self, address: &IpAddr) -> Option<&str> {
+        self.addresses.get(address).map(String::as_str)
+    }
+
+    /// Who holds a node port.
+    pub(super) fn port_holder(&self, port: u16, protocol: &str) -> Option<&str> {
+        self.ports.get(&(port, protocol.to_owned())).map(String::as_str)
+    }
+
+    pub(super) fn take_port(&mut self, port: u16, protocol: &str, holder: &str) {
+        self.ports.insert((port, protocol.to_owned()), holder.to_owned());
+    }
+
+    /// The lowest free address of a prefix.
+    pub(super) fn free_address(&self, prefix: &IpNet) -> Option<IpAddr> {
+        // As many candidates as there are holders, and one more, always hold a free one.
+        let candidates = self.addresses.len() + 2;
+        hosts(prefix).take(candidates).find(|address| !self.addresses.contains_key(address))
+    }
+
+    /// A free node port; the search begins where the seed says.
+    pub(super) fn free_port(&self, range: &RangeInclusive<u16>, protocol: &str, seed: &str) -> Option<u16> {
+        let count = u64::from(range.end().checked_sub(*range.start())?) + 1;
+        let digest = Sha256::digest(seed.as_bytes());
+        let start = digest.iter().take(8).fold(0u64, |sum, byte| sum << 8 | u64::from(*byte)) % count;
+        (0..count)
+            .filter_map(|step| u16::try_from(u64::from(*range.start()) + (start + step) % count).ok())
+            .find(|port| self.port_holder(*port, protocol).is_none())
+    }
+}
+
+/// The protocol of a port; TCP unless it says otherwise.
+pub(super) fn protocol(port: &Value) -> &str {
+    at(port, "protocol").as_str().unwrap_or("TCP")
+}
+
+/// The ClusterIPs of a Service.
+pub(super) fn service_addresses(service: &Value) -> Vec<IpAddr> {
+    let mut addresses: BTreeSet<IpAddr> = texts(service, "spec.clusterIPs").filter_map(|it| it.parse().ok()).collect();
+    addresses.extend(text(service, "spec.clusterIP").parse::<IpAddr>());
+    addresses.into_iter().collect()
+}
+
+/// The addresses of a prefix from the second on, without IPv4's broadcast address.
+fn hosts(prefix: &IpNet) -> Box<dyn Iterator<Item = IpAddr>> {
+    match prefix {
+        IpNet::V4(prefix) => {
+            let first = u32::from(prefix.network()).saturating_add(2);
+            let last = u32::from(prefix.broadcast());
+            Box::new((first..last).map(|bits| IpAddr::V4(Ipv4Addr::from(bits))))
+        }
+        IpNet::V6(prefix) => {
+            let first = u128::from(prefix.network()).saturating_add(2);
+            let last = u128::from(prefix.broadcast());
+            Box::new((first..=last).map(|bits| IpAddr::V6(Ipv6Addr::from(bits))))
+        }
+    }
+}
+
+/// The podCIDRs for a node that has none: one of each of the cluster's prefixes.
+///
+/// The error is the prefix that has no free subnet left.
+pub fn node_prefixes(nodes: &Objects, cluster: &[IpNet], lengths: NodePrefixLengths) -> Result<Vec<IpNet>, IpNet> {
+    let taken: Vec<IpNet> = nodes.values().flat_map(pod_prefixes).collect();
+    cluster.iter().map(|prefix| free_subnet(prefix, lengths, &taken).ok_or(*prefix)).collect()
+}
+
+/// The podCIDRs of a node that can be read.
+pub(super) fn pod_prefixes(node: &Value) -> Vec<IpNet> {
+    let mut prefixes: BTreeSet<IpNet> = texts(node, "spec.podCIDRs").filter_map(|it| it.parse().ok()).collect();
+    prefixes.extend(text(node, "spec.podCIDR").parse::<IpNet>());
+    prefixes.into_iter().collect()
+}
+
+/// Whether two prefixes share an address.
+pub(super) fn overlaps(left: &IpNet, right: &IpNet) -> bool {
+    left.contains(&right.network()) || right.contains(&left.network())
+}
+
+fn free_subnet(prefix: &IpNet, lengths: NodePrefixLengths, taken: &[IpNet]) -> Option<IpNet> {
+    // A subnet of the wanted size is taken wholly or not at all unless somebody chose another size by
+    // hand; the exact ones are looked up, only the others are compared one by one.
+    let length = if prefix.addr().is_ipv4() { lengths.ipv4 } else { lengths.ipv6 };
+    let length = length.max(prefix.prefix_len());
+    let exact: HashSet<IpNet> = taken.iter().filter(|it| it.prefix_len() == length).map(IpNet::trunc).collect();
+    let others: Vec<&IpNet> = taken.iter().filter(|it| it.prefix_len() != length).collect();
+    subnets(prefix, length).find(|it| !exact.contains(it) && !others.iter().any(|other| overlaps(other, it)))
+}
+
+fn subnets(prefix: &IpNet, length: u8) -> Box<dyn Iterator<Item = IpNet>> {
+    match prefix {
+        IpNet::V4(prefix) => {
+            let (first, last) = (u32::from(prefix.network()), u32::from(prefix.broadcast()));
+            let step = 1usize.checked_shl(32 - u32::from(length)).unwrap_or(usize::MAX);
+            let nets = (first..=last).step_by(step);
+            Box::new(nets.filter_map(move |bits| Ipv4Net::new(bits.into(), length).ok().map(IpNet::V4)))
+        }
+        IpNet::V6(prefix) => {
+            let (first, last) = (u128::from(prefix.network()), u128::from(prefix.broadcast()));
+            let step = 1u128.checked_shl(128 - u32::from(length)).unwrap_or(u128::MAX);
+            let nets = std::iter::successors(Some(first), move |at| at.checked_add(step).filter(|next| *next <= last));
+            Box::new(nets.filter_map(move |bits| Ipv6Net::new(bits.into(), length).ok().map(IpNet::V6)))
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The small controllers that make a cluster out of objects.
+//!
+//! One pass, `Controllers::reconcile`, looks at all objects and says what to write. It is level
+//! triggered: it depends on what is, not on what happened, so it may run late, twice, or on a view
+//! that misses the newest writes. Names of new objects come from what they are made from, so a pass
+//! over a stale view asks for a name that is taken, and the write fails instead of doubling.
+//!
+//! ```text
+//!   Deployment ─▶ ReplicaSet ─▶ Pod ─▶ node (scheduler)
+//!   Service + Pod ─▶ EndpointSlice, Endpoints        hand-written Endpoints ─▶ EndpointSlice
+//!   Node ─▶ podCIDRs                                  owner or namespace gone ─▶ delete
+//! ```
+//!
+//! A controller whose kinds did not change is left out of a pass. Whoever runs the passes applies each
+//! change to the `Mirror` at once, and calls `mark_all_dirty` when a write failed.
+
+mod deployment;
+mod endpoint_slice;
+mod endpoints;
+mod garbage;
+mod node_ipam;
+mod replica_set;
+mod scheduler;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use serde_json::{Value, json};
+
+use crate::admission::{NodePrefixLengths, Objects};
+use crate::fields::{condition, format_time, name, namespace, set, text, uid};
+
+/// The objects of all kinds as the controllers see them.
+#[derive(Debug, Clone, Default)]
+pub struct Mirror {
+    /// Objects by kind, then by namespace and name. A kind without an entry is not known, so its
+    /// objects are neither made nor missed.
+    pub objects: BTreeMap<String, Objects>,
+    /// The kinds with changes that no pass has seen.
+    pub dirty: BTreeSet<String>,
+}
+
+impl Mirror {
+    /// An empty mirror that knows some kinds.
+    pub fn new(kinds: impl IntoIterator<Item = impl Into<String>>) -> Mirror {
+        let objects: BTreeMap<String, Objects> = kinds.into_iter().map(|kind| (kind.into(), Objects::new())).collect();
+        Mirror { dirty: objects.keys().cloned().collect(), objects }
+    }
+
+    /// Puts an object in the place of its older self. The kind is the object's own.
+    pub fn upsert(&mut self, object: Value) {
+        let kind = text(&object, "kind").to_owned();
+        let key = (namespace(&object).to_owned(), name(&object).to_owned());
+        self.objects.entry(kind.clone()).or_default().insert(key, object);
+        self.dirty.insert(kind);
+    }
+
+    /// Takes an object out.
+    pub fn remove(&mut self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+        let removed = self.objects.get_mut(kind)?.remove(&(namespace.to_owned(), name.to_owned()));
+        if removed.is_some() {
+            self.dirty.insert(kind.to_owned());
+        }
+        removed
+    }
+
+    /// One object.
+    pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<&Value> {
+        self.objects.get(kind)?.get(&(namespace.to_owned(), name.to_owned()))
+    }
+
+    /// All objects of a kind.
+    pub fn all(&self, kind: &str) -> impl Iterator<Item = &Value> {
+        self.objects.get(kind).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// The objects of a kind in one namespace.
+    pub fn within<'a>(&'a self, kind: &str, namespace: &'a str) -> impl Iterator<Item = &'a Value> {
+        let objects = self.objects.get(kind).map(|objects| objects.range((namespace.to_owned(), String::new())..));
+        objects.into_iter().flatten().take_while(move |(key, _)| key.0 == namespace).map(|(_, object)| object)
+    }
+
+    /// Takes the marks of the kinds that changed: the next pass looks at what comes after.
+    pub fn take_dirty(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// Marks every kind: for the first pass, for a resync, and after a write that failed.
+    pub fn mark_all_dirty(&mut self) {
+        self.dirty = self.objects.keys().cloned().collect();
+    }
+
+    fn is_dirty(&self, kinds: &[&str]) -> bool {
+        kinds.iter().any(|kind| self.dirty.contains(*kind))
+    }
+}
+
+/// A write that a controller asks for. `Update` and `UpdateStatus` carry the resource version that
+/// the controller saw, so a conflict means that the next pass will think again.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Make an object.
+    Create(Value),
+    /// Replace an object, its status apart.
+    Update(Value),
+    /// Replace the status of an object.
+    UpdateStatus(Value),
+    /// Delete an object if it still has this uid.
+    Delete {
+        /// The kind.
+        kind: String,
+        /// The namespace; empty for cluster-scoped objects.
+        namespace: String,
+        /// The name.
+        name: String,
+        /// The uid of the object that is meant, not of a later one of the same name.
+        uid: String,
+    },
+}
+
+impl Action {
+    /// The uid of the object that it changes.
+    fn uid(&self) -> Option<&str> {
+        match self {
+            Action::Create(_) => None,
+            Action::Update(object) | Action::UpdateStatus(object) => Some(uid(object)),
+            Action::Delete { uid, .. } => Some(uid),
+        }
+    }
+
+    fn delete(object: &Value) -> Action {
+        Action::Delete {
+            kind: text(object, "kind").to_owned(),
+            namespace: namespace(object).to_owned(),
+            name: name(object).to_owned(),
+            uid: uid(object).to_owned(),
+        }
+    }
+}
+
+/// What the controllers need to know about the cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ControllersConfig {
+    /// The ranges of pod addresses, from which nodes get their podCIDRs. Empty: nodes bring their own.
+    pub cluster_prefixes: Vec<IpNet>,
+    /// How long a node's prefixes are.
+    pub node_prefix_lengths: NodePrefixLengths,
+    /// Goes into generated names, so that two clusters have different ones.
+    pub seed: u64,
+}
+
+/// The controllers.
+#[derive(Debug, Clone, Default)]
+pub struct Controllers {
+    config: ControllersConfig,
+}
+
+impl Controllers {
+    /// Controllers of one cluster.
+    pub fn new(config: ControllersConfig) -> Controllers {
+        Controllers { config }
+    }
+
+    /// One pass: what must be written so that the cluster comes closer to what its objects ask for.
+    ///
+    /// Only controllers whose kinds are in `view.dirty` look. When nothing is to be done for a view
+    /// with all kinds marked, the cluster is settled.
+    pub fn reconcile(&self, view: &Mirror, now_seconds: i64) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if view.is_dirty(&["Node"]) {
+            node_ipam::reconcile(view, &self.config, &mut actions);
+        }
+        if view.is_dirty(&["Deployment", "ReplicaSet"]) {
+            deployment::reconcile(view, now_seconds, &mut actions);
+        }
+        if view.is_dirty(&["ReplicaSet", "Pod"]) {
+            replica_set::reconcile(view, self.config.seed, now_seconds, &mut actions);
+        }
+        if view.is_dirty(&["Pod", "Node"]) {
+            scheduler::reconcile(view, now_seconds, &mut actions);
+        }
+        if view.is_dirty(&["Service", "Pod", "Node", "EndpointSlice"]) {
+            endpoint_slice::reconcile(view, &mut actions);
+        }
+        if view.is_dirty(&["Service", "Pod", "Endpoints", "EndpointSlice"]) {
+            endpoints::reconcile(view, &mut actions);
+        }
+        // What another controller writes in this pass is not taken away under it; the next pass looks again.
+        let touched: BTreeSet<String> = actions.iter().filter_map(Action::uid).map(str::to_owned).collect();
+        let mut collected = Vec::new();
+        garbage::reconcile(view, &mut collected);
+        actions.extend(collected.into_iter().filter(|action| !action.uid().is_some_and(|uid| touched.contains(uid))));
+        actions
+    }
+}
+
+/// An owner reference that makes the owner the controller of what carries it.
+fn controlled_by(owner: &Value) -> Value {
+    json!([{
+        "apiVersion": text(owner, "apiVersion"),
+        "kind": text(owner, "kind"),
+        "name": name(owner),
+        "uid": uid(owner),
+        "controller": true,
+        "blockOwnerDeletion": true,
+    }])
+}
+
+/// A condition; the time of its transition is kept while its status stays.
+fn conditioned(object: &Value, kind: &str, status: bool, reason: &str, message: &str, now_seconds: i64) -> Value {
+    let status = if status { "True" } else { "False" };
+    let old = condition(object, kind);
+    let now = format_time(now_seconds);
+    let since = old.filter(|old| text(old, "status") == status).map_or("", |old| text(old, "lastTransitionTime"));
+    let mut new = json!({"type": kind, "status": status});
+    set(&mut new, "lastTransitionTime", json!(if since.is_empty() { &now } else { since }));
+    set(&mut new, "reason", json!(reason));
+    set(&mut new, "message", json!(message));
+    if text(object, "kind") == "Deployment" {
+        let is_same = old.is_some_and(|old| text(old, "status") == status && text(old, "reason") == reason);
+        let updated = old.filter(|_| is_same).map_or("", |old| text(old, "lastUpdateTime"));
+        set(&mut new, "lastUpdateTime", json!(if updated.is_empty() { &now } else { updated }));
+    }
+    new
+}
+
+/// The conditions of an object with some put in the place of those of their type.
+fn with_conditions(object: &Value, new: Vec<Value>) -> Value {
+    let mut conditions = crate::fields::items(object, "status.conditions").to_vec();
+    for condition in new {
+        match conditions.iter_mut().find(|old| text(old, "type") == text(&condition, "type")) {
+            Some(old) => *old = condition,
+            None => conditions.push(condition),
+        }
+    }
+    Value::Array(conditions)
+}
+
+#[cfg(test)]
+mod tests;
