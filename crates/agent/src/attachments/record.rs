@@ -10,6 +10,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use portolan_program::layout::POD_LINK_PREFIX;
 use portolan_state::Attachment;
 use serde::{Deserialize, Serialize};
 
@@ -122,7 +123,7 @@ pub(super) fn read_all(directory: &Path, boot: &str) -> io::Result<(Vec<Record>,
     let (mut records, mut problems) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == TEMPORARY_EXTENSION) {
+        if is_temporary(&path) {
             let _ = fs::remove_file(&path);
             continue;
         }
@@ -136,6 +137,12 @@ pub(super) fn read_all(directory: &Path, boot: &str) -> io::Result<(Vec<Record>,
     }
     records.sort_by(|left, right| (left.sequence, &left.attachment.key).cmp(&(right.sequence, &right.attachment.key)));
     Ok((records, problems))
+}
+
+/// Whether a file is what an interrupted write of ours left, and not someone else's.
+fn is_temporary(path: &Path) -> bool {
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    path.extension().is_some_and(|extension| extension == TEMPORARY_EXTENSION) && stem.starts_with(POD_LINK_PREFIX)
 }
 
 fn read(path: &Path) -> Result<Record, RecordProblem> {

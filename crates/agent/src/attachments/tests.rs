@@ -165,6 +165,7 @@ fn torn_and_alien_files_are_reported_and_stop_nothing() {
         .replace("\"sequence\": ", "\"sequence\": 9");
     fs::write(records.join("veth00000005.json"), twice).unwrap();
     fs::write(records.join("notes.txt"), "mine").unwrap();
+    fs::write(records.join("notes.tmp"), "mine").unwrap();
     fs::write(records.join("veth00000006.json"), vec![b' '; 70 << 10]).unwrap();
     fs::create_dir(records.join("lost.json")).unwrap();
     fs::write(records.join("veth00000007.tmp"), "half").unwrap();
@@ -193,6 +194,7 @@ fn torn_and_alien_files_are_reported_and_stop_nothing() {
         kinds,
         [
             "lost alien",
+            "notes alien",
             "notes alien",
             "veth00000001 torn",
             "veth00000002 torn",
