@@ -1,4 +1,5 @@
-//! Counters under CoreDNS's names, so that its dashboards and alerts keep working.
+//! Counters under CoreDNS's names, so that its dashboards and alerts keep working; what CoreDNS does
+//! not count begins with `portolan_dns_`.
 //!
 //! They are plain atomics: counting costs one addition, and whoever exposes them reads
 //! [`Metrics::samples`].
@@ -53,9 +54,8 @@ const DURATION_FIRST_MICROSECONDS: u64 = 250;
 /// All counters.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    /// By transport and family: UDP and IPv4, UDP and IPv6, TCP and IPv4, TCP and IPv6.
-    requests: [Counter; 4],
-    requests_by_type: [Counter; TYPES.len() + 1],
+    /// By transport and family (UDP and IPv4, UDP and IPv6, TCP and IPv4, TCP and IPv6), then by type.
+    requests: [[Counter; TYPES.len() + 1]; 4],
     responses: [Counter; CODES.len() + 1],
     durations: [Counter; DURATION_BUCKETS + 1],
     duration_sum_microseconds: Counter,
@@ -127,9 +127,8 @@ impl Metrics {
     /// Counts a request: its transport, family and length, and its type if it could be read.
     pub fn request(&self, transport: Transport, family: Family, bytes: usize, record_type: Option<RecordType>) {
         let row = usize::from(transport == Transport::Tcp) * 2 + usize::from(family == Family::V6);
-        increment(&self.requests[row]);
         let column = TYPES.iter().position(|(it, _)| Some(*it) == record_type).unwrap_or(TYPES.len());
-        increment(&self.requests_by_type[column]);
+        increment(&self.requests[row][column]);
         self.request_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
@@ -144,7 +143,7 @@ impl Metrics {
         self.duration_sum_microseconds.fetch_add(microseconds, Ordering::Relaxed);
     }
 
-    /// Every counter, under CoreDNS's name.
+    /// Every counter, by name.
     pub fn samples(&self) -> Vec<Sample> {
         let mut samples = Vec::new();
         let mut add = |name, kind, labels: &[(&'static str, &str)], value: f64| {
@@ -153,13 +152,14 @@ impl Metrics {
         };
         let read = |counter: &Counter| number(counter.load(Ordering::Relaxed));
         let origins = [("udp", "1"), ("udp", "2"), ("tcp", "1"), ("tcp", "2")];
-        for ((protocol, family), counter) in origins.into_iter().zip(&self.requests) {
-            let labels = [("proto", protocol), ("family", family)];
-            add("coredns_dns_requests_total", SampleKind::Counter, &labels, read(counter));
-        }
-        let types = TYPES.iter().map(|(_, name)| *name).chain(["other"]);
-        for (name, counter) in types.zip(&self.requests_by_type) {
-            add("coredns_dns_requests_by_type_total", SampleKind::Counter, &[("type", name)], read(counter));
+        let mut requests = 0.0;
+        for ((protocol, family), row) in origins.into_iter().zip(&self.requests) {
+            let types = TYPES.iter().map(|(_, name)| *name).chain(["other"]);
+            for (name, counter) in types.zip(row) {
+                let labels = [("proto", protocol), ("family", family), ("type", name)];
+                add("coredns_dns_requests_total", SampleKind::Counter, &labels, read(counter));
+                requests += read(counter);
+            }
         }
         let codes = CODES.iter().map(|code| code.name()).chain(["other"]);
         for (name, counter) in codes.zip(&self.responses) {
@@ -179,13 +179,15 @@ impl Metrics {
             ("coredns_dns_request_duration_seconds_sum", sum),
             ("coredns_dns_request_duration_seconds_count", count),
             ("coredns_dns_request_size_bytes_sum", read(&self.request_bytes)),
+            ("coredns_dns_request_size_bytes_count", requests),
             ("coredns_dns_response_size_bytes_sum", read(&self.response_bytes)),
+            ("coredns_dns_response_size_bytes_count", count),
             ("coredns_cache_misses_total", read(&self.cache_misses)),
             ("coredns_cache_evictions_total", read(&self.cache_evictions)),
             ("coredns_forward_requests_total", read(&self.forward_requests)),
-            ("coredns_forward_healthcheck_failures_total", read(&self.forward_failures)),
+            ("portolan_dns_forward_failures_total", read(&self.forward_failures)),
             ("coredns_forward_max_concurrent_rejects_total", read(&self.forward_rejects)),
-            ("coredns_dns_connection_rejects_total", read(&self.connection_rejects)),
+            ("portolan_dns_connection_rejects_total", read(&self.connection_rejects)),
             ("coredns_panics_total", read(&self.panics)),
         ];
         for (name, value) in plain {
@@ -208,17 +210,18 @@ mod tests {
         let metrics = Metrics::default();
         metrics.request(Transport::Tcp, Family::V6, 40, Some(RecordType::SRV));
         metrics.response(ResponseCode::NO_SUCH_NAME, 100, Duration::from_millis(3));
-        let value = |name: &str, label: &str| {
+        let value = |name: &str, labels: &[&str]| {
             let samples = metrics.samples();
-            let sample = samples
-                .iter()
-                .find(|it| it.name == name && (label.is_empty() || it.labels.iter().any(|(_, value)| value == label)));
-            sample.unwrap().value
+            let has = |sample: &Sample, label: &str| sample.labels.iter().any(|(_, value)| value == label);
+            samples.iter().find(|it| it.name == name && labels.iter().all(|label| has(it, label))).unwrap().value
         };
-        assert!((value("coredns_dns_requests_by_type_total", "SRV") - 1.0).abs() < 0.5);
-        assert!((value("coredns_dns_responses_total", "NXDOMAIN") - 1.0).abs() < 0.5);
-        assert!((value("coredns_dns_request_duration_seconds_bucket", "0.002") - 0.0).abs() < 0.5);
-        assert!((value("coredns_dns_request_duration_seconds_bucket", "0.004") - 1.0).abs() < 0.5);
-        assert!((value("coredns_dns_request_duration_seconds_count", "") - 1.0).abs() < 0.5);
+        let is = |name: &str, labels: &[&str], expected: f64| assert!((value(name, labels) - expected).abs() < 0.5);
+        is("coredns_dns_requests_total", &["tcp", "2", "SRV"], 1.0);
+        is("coredns_dns_requests_total", &["udp", "2", "SRV"], 0.0);
+        is("coredns_dns_request_size_bytes_sum", &[], 40.0);
+        is("coredns_dns_responses_total", &["NXDOMAIN"], 1.0);
+        is("coredns_dns_request_duration_seconds_bucket", &["0.002"], 0.0);
+        is("coredns_dns_request_duration_seconds_bucket", &["0.004"], 1.0);
+        is("coredns_dns_request_duration_seconds_count", &[], 1.0);
     }
 }

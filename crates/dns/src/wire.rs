@@ -365,13 +365,22 @@ fn code_on_wire(code: ResponseCode, has_edns: bool) -> HickoryCode {
 
 /// Writes a query to an upstream. `None` if the name cannot be on the wire.
 pub fn encode_query(id: u16, question: &Question) -> Option<Vec<u8>> {
+    let mut edns = Edns::new();
+    edns.set_max_payload(UDP_PAYLOAD_MAX as u16).set_version(0).set_dnssec_ok(question.dnssec_ok);
+    encode_query_with(id, question, Some(edns))
+}
+
+/// The same without EDNS, for upstreams that do not know it (RFC 6891 §6.2.2).
+pub fn encode_plain_query(id: u16, question: &Question) -> Option<Vec<u8>> {
+    encode_query_with(id, question, None)
+}
+
+fn encode_query_with(id: u16, question: &Question, edns: Option<Edns>) -> Option<Vec<u8>> {
     let mut message = Message::new(id, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
     message.metadata.checking_disabled = question.checking_disabled;
     message.queries.push(HickoryQuery::query(wire_name(&question.name)?, HickoryType::from(question.record_type.0)));
-    let mut edns = Edns::new();
-    edns.set_max_payload(UDP_PAYLOAD_MAX as u16).set_version(0).set_dnssec_ok(question.dnssec_ok);
-    message.edns = Some(edns);
+    message.edns = edns;
     message.to_vec().ok()
 }
 
@@ -392,17 +401,24 @@ pub fn decode_answer(bytes: &[u8], id: u16, question: &Question) -> Option<Upstr
     let is_answer = message.metadata.id == id
         && message.metadata.message_type == MessageType::Response
         && message.metadata.op_code == OpCode::Query;
-    let [asked] = message.queries.as_slice() else { return None };
-    let same_question = DomainName::from_labels(asked.name.iter()).is_ok_and(|name| name == question.name)
-        && u16::from(asked.query_type) == question.record_type.0
-        && asked.query_class == DNSClass::IN;
+    let code = ResponseCode(u16::from(message.metadata.response_code));
+    let same_question = match message.queries.as_slice() {
+        [asked] => {
+            DomainName::from_labels(asked.name.iter()).is_ok_and(|name| name == question.name)
+                && u16::from(asked.query_type) == question.record_type.0
+                && asked.query_class == DNSClass::IN
+        }
+        // Who cannot read a query cannot repeat its question.
+        [] => is_plea_for_plain(code),
+        _ => false,
+    };
     if !is_answer || !same_question {
         return None;
     }
     let records = |records: Vec<HickoryRecord>| records.into_iter().map(Record).collect();
     Some(UpstreamAnswer {
         response: Response {
-            code: ResponseCode(u16::from(message.metadata.response_code)),
+            code,
             authoritative: false,
             authentic: message.metadata.authentic_data,
             answers: records(message.answers),
@@ -411,6 +427,11 @@ pub fn decode_answer(bytes: &[u8], id: u16, question: &Question) -> Option<Upstr
         },
         truncated: message.metadata.truncation,
     })
+}
+
+/// Whether an upstream says with this code that it does not know EDNS (RFC 6891 §7).
+pub fn is_plea_for_plain(code: ResponseCode) -> bool {
+    matches!(code, ResponseCode::FORMAT_ERROR | ResponseCode::NOT_IMPLEMENTED)
 }
 
 /// Some servers cut a message in the middle of a record: of that, only the mark TC is read.

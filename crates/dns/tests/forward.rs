@@ -112,6 +112,23 @@ async fn answers_to_other_queries_are_passed_over() {
 }
 
 #[tokio::test]
+async fn an_upstream_without_edns_is_asked_without_it() {
+    let (upstream, count) = upstream(|query| {
+        let mut reply = answer(query, 5);
+        if Message::from_vec(query).unwrap().edns.is_some() {
+            reply.metadata.response_code = ResponseCode::FormErr;
+            reply.answers.clear();
+            reply.queries.clear();
+        }
+        vec![reply]
+    })
+    .await;
+    let (server, _metrics, _tables) = server(vec![upstream]).await;
+    assert_eq!(last_octet(&ask(server, "example.org.").await), Some(5));
+    assert_eq!(count.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
 async fn a_cut_answer_is_asked_for_over_tcp() {
     let (address, _) = upstream(|query| {
         let mut cut = answer(query, 66);

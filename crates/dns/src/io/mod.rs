@@ -16,6 +16,8 @@ mod holder;
 mod server;
 mod service;
 mod tcp;
+#[cfg(test)]
+mod tests;
 mod udp;
 mod upstream;
 

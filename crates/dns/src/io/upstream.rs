@@ -20,7 +20,9 @@ use crate::limits::{
     UPSTREAM_HOLD, UPSTREAM_TIMEOUT,
 };
 use crate::metrics::{Metrics, increment};
-use crate::wire::{Question, Response, UpstreamAnswer, decode_answer, encode_query};
+use crate::wire::{
+    Question, Response, UpstreamAnswer, decode_answer, encode_plain_query, encode_query, is_plea_for_plain,
+};
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +123,12 @@ impl Upstreams {
 
 async fn ask(upstream: SocketAddr, id: u16, question: &Question, query: &[u8]) -> io::Result<Response> {
     let answer = ask_udp(upstream, id, question, query).await?;
+    if is_plea_for_plain(answer.response.code)
+        && let Some(plain) = encode_plain_query(id, question)
+    {
+        let answer = ask_udp(upstream, id, question, &plain).await?;
+        return if answer.truncated { ask_tcp(upstream, id, question, &plain).await } else { Ok(answer.response) };
+    }
     if answer.truncated { ask_tcp(upstream, id, question, query).await } else { Ok(answer.response) }
 }
 
