@@ -61,7 +61,7 @@ pub const CACHE_POSITIVE_MAX: Duration = Duration::from_hours(1);
 /// The longest time that a denial is kept.
 pub const CACHE_NEGATIVE_MAX: Duration = Duration::from_mins(30);
 
-/// How long an upstream's SERVFAIL is kept (RFC 9520 §3.2 asks for 1 s to 5 minutes).
+/// How long a failure of the upstreams is kept (RFC 9520 §3.2 asks for 1 s to 5 minutes).
 pub const CACHE_FAILURE: Duration = Duration::from_secs(5);
 
 /// Aliases that are followed for one question.
