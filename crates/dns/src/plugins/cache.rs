@@ -2,11 +2,10 @@
 //!
 //! **Promise.** An answer is kept no longer than the shortest time to live in it, and at most
 //! [`CACHE_POSITIVE_MAX`]; a denial no longer than its SOA record allows (RFC 2308 §5), at most
-//! [`CACHE_NEGATIVE_MAX`], and not at all without one; a failure, an upstream's
-//! SERVFAIL or the silence of all, for [`CACHE_FAILURE`] (RFC 9520 §3), so that clients which ask again
-//! and again do not flood servers in trouble. Times to live go down while an answer is kept. At most [`CACHE_ENTRIES_MAX`] answers
-//! are kept: then the oldest goes. One
-//! answer is at most one message.
+//! [`CACHE_NEGATIVE_MAX`], and not at all without one; a failure, an upstream's SERVFAIL or the silence
+//! of all, for [`CACHE_FAILURE`] (RFC 9520 §3), so that clients which ask again and again do not flood
+//! servers in trouble. Times to live go down while an answer is kept. At most [`CACHE_ENTRIES_MAX`]
+//! answers are kept, each at most one message long: then the oldest goes.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
