@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use portolan_net::Family;
-use portolan_program::netlink::Change;
+use portolan_program::netlink::{Change, PodLink};
 
 use super::sample::{converge, namespace, node, on_node, pod, pod_address, prefix, steps};
 use crate::error::KernelError;
@@ -91,7 +91,8 @@ fn removing_a_pod_twice_or_without_its_namespace_is_fine() {
         for _ in 0..2 {
             assert_eq!(netlink.apply(&[Change::RemovePod(first.clone())]).failed, []);
         }
-        let failed = netlink.apply(&[Change::CreatePod(first)]).failed;
+        let gone = PodLink { namespace_path: "/run/netns/portolan-test-that-never-was".into(), ..first };
+        let failed = netlink.apply(&[Change::CreatePod(gone)]).failed;
         assert!(failed[0].1.to_string().starts_with("cannot open the network namespace"), "{failed:?}");
         assert_eq!(steps(&mut netlink, &desired), []);
     });

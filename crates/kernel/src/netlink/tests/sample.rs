@@ -95,6 +95,14 @@ pub(super) fn node(number: u8, peers: &[u8]) -> Program {
     for path in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
         program.sysctls.insert(path.into(), Sysctl { value: "1".into(), origin: origin() });
     }
+    // There where the bridge's netfilter hooks are, and for each namespace of its own.
+    for path in ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"] {
+        if crate::sysctl::read(path).is_ok() {
+            program.sysctls.insert(path.into(), Sysctl { value: "1".into(), origin: origin() });
+        } else {
+            println!("skipped: {path}, which needs br_netfilter");
+        }
+    }
     let quiet = Sysctl { value: "0".into(), origin: origin() };
     program.sysctls.insert("net/ipv6/conf/cni0/accept_dad".into(), quiet);
     program
