@@ -1,0 +1,36 @@
+//! The bounds of the API server, in one place.
+
+use std::time::Duration;
+
+/// Connections at a time, over both listeners.
+pub const CONNECTIONS_MAX: usize = 4_096;
+
+/// Largest request body: what kube-apiserver takes.
+pub const REQUEST_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+/// Longest wait for a request's headers, so that silent connections do not pile up.
+pub const HEADER_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Longest time that a watch stays open; clients resume where it ended.
+pub const WATCH_DURATION_MAX: Duration = Duration::from_hours(1);
+
+/// How often a patch is tried again when another write came between.
+pub const CONFLICT_RETRIES_MAX: usize = 20;
+
+/// Keys that one page of a list reads from the store at a time while it filters.
+pub const LIST_CHUNK_KEYS: usize = 500;
+
+/// Most entries that a list returns when the client names no limit.
+pub const LIST_ITEMS_MAX: usize = 200_000;
+
+/// How often a taken generated name is replaced by another.
+pub const NAME_RETRIES_MAX: usize = 8;
+
+/// How long the controllers wait after a change for others to come along.
+pub const CONTROLLER_COALESCE: Duration = Duration::from_millis(3);
+
+/// How often the controllers look without being told, for what depends on time.
+pub const CONTROLLER_RESYNC: Duration = Duration::from_secs(30);
+
+/// Rounds of the controllers that follow each other at once, before others get a turn.
+pub const CONTROLLER_ROUNDS_MAX: usize = 64;
