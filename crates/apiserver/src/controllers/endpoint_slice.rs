@@ -182,20 +182,20 @@ pub(super) fn place(
     }
     let mut names: BTreeSet<String> =
         view.within("EndpointSlice", namespace(scope.owner)).map(|slice| name(slice).to_owned()).collect();
-    for slice in &existing {
-        let key = (text(slice, "addressType").to_owned(), canonical(at(slice, "ports")));
-        if !wanted.contains_key(&key) {
-            actions.push(Action::delete(slice));
+    let key_of = |slice: &Value| (text(slice, "addressType").to_owned(), canonical(at(slice, "ports")));
+    // A slice whose ports nobody wants any more takes over a list of ports that has no slice yet: a
+    // consumer then sees one change, not a moment without endpoints.
+    let mut free: Vec<&Value> = existing.iter().copied().filter(|slice| !wanted.contains_key(&key_of(slice))).collect();
+    for (key, (ports, endpoints)) in wanted {
+        let mut slices: Vec<&Value> = existing.iter().copied().filter(|slice| key_of(slice) == key).collect();
+        if slices.is_empty()
+            && let Some(position) = free.iter().position(|slice| text(slice, "addressType") == key.0)
+        {
+            slices.push(free.remove(position));
         }
+        fill(scope, (&key.0, &ports), endpoints, &slices, &mut names, actions);
     }
-    for ((family, ports_key), (ports, endpoints)) in wanted {
-        let slices: Vec<&Value> = existing
-            .iter()
-            .copied()
-            .filter(|slice| text(slice, "addressType") == family && canonical(at(slice, "ports")) == ports_key)
-            .collect();
-        fill(scope, (&family, &ports), endpoints, &slices, &mut names, actions);
-    }
+    actions.extend(free.into_iter().map(Action::delete));
 }
 
 fn fill(
@@ -235,6 +235,7 @@ fn fill(
         has_kept_empty |= content.is_empty();
         let mut updated = slice.clone();
         set(&mut updated, "endpoints", Value::Array(content));
+        set(&mut updated, "ports", ports.clone());
         set(&mut updated, "metadata.labels", scope.labels.clone());
         set(&mut updated, "metadata.ownerReferences", controlled_by(scope.owner));
         if canonical(&updated) != canonical(slice) {

@@ -266,6 +266,46 @@ fn a_service_without_pods_has_an_empty_slice_and_loses_all_with_itself() {
 }
 
 #[test]
+fn a_stale_view_asks_for_the_same_names_again() {
+    let mut world = World::new(1);
+    world.deployment(3, "web:1");
+    for _ in 0..3 {
+        let before = world.mirror.clone();
+        let first = world.controllers.reconcile(&before, world.clock);
+        let second = world.controllers.reconcile(&before, world.clock + 5);
+        let names = |actions: &[Action]| -> Vec<String> {
+            let created =
+                actions.iter().filter_map(|action| if let Action::Create(it) = action { Some(it) } else { None });
+            created.map(|it| format!("{}/{}", text(it, "kind"), name(it))).collect()
+        };
+        assert_eq!(names(&first), names(&second));
+        world.mirror.take_dirty();
+        for action in first {
+            world.act(action);
+        }
+    }
+    assert_eq!(world.mirror.all("Pod").count(), 3);
+}
+
+#[test]
+fn a_new_target_port_changes_the_slice_in_place() {
+    let mut world = World::new(1);
+    let spec = |target: u16| json!({"selector": {"app": "web"}, "clusterIP": "10.96.0.2", "ipFamilies": ["IPv4"], "ports": [{"port": 80, "targetPort": target}]});
+    world.service(spec(8080));
+    world.deployment(2, "web:1");
+    world.settle();
+    let before = world.mirror.all("EndpointSlice").next().unwrap().clone();
+    let mut service = world.mirror.get("Service", "default", "web").unwrap().clone();
+    service["spec"] = spec(9090);
+    world.put(service);
+    world.settle();
+    let after: Vec<&Value> = world.mirror.all("EndpointSlice").collect();
+    assert_eq!((after.len(), name(after[0])), (1, name(&before)));
+    assert_eq!(after[0]["ports"][0]["port"], 9090);
+    assert_eq!(after[0]["endpoints"], before["endpoints"]);
+}
+
+#[test]
 fn hand_written_endpoints_are_mirrored() {
     let mut world = World::new(1);
     world.service(json!({"clusterIP": "10.96.0.2", "ipFamilies": ["IPv4"], "ports": [{"port": 80}]}));

@@ -72,6 +72,7 @@ pub fn server_side_apply(
     for field in ["managedFields", "resourceVersion", "uid", "generation", "creationTimestamp"] {
         remove(&mut applied, &format!("metadata.{field}"));
     }
+    drop_nulls(&mut applied);
     let wanted = FieldSet::of(kind, &applied);
     let Some(live) = live else {
         write_managers(&mut applied, Vec::new(), Some((manager, "Apply", wanted, now_rfc3339)));
@@ -199,9 +200,20 @@ fn write_managers(object: &mut Value, managers: Vec<Manager>, own: Option<(&str,
     }
 }
 
+/// A field that is applied as null is a field that is not applied.
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(list) => list.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
 fn merge(kind: &str, live: &mut Value, applied: &Value, path: &mut Vec<String>) {
     match (live, applied) {
-        (_, Value::Null) => {}
         (Value::Object(live), Value::Object(applied)) if !is_atomic_map(kind, path) => {
             for (field, value) in applied {
                 path.push(field.clone());

@@ -99,6 +99,14 @@ fn atomic_lists_and_selectors_are_replaced_as_a_whole() {
     assert_eq!(live["spec"]["selector"], json!({"a": "1"}));
 }
 
+#[test]
+fn null_is_absent() {
+    let live = apply(None, &deployment(json!({"replicas": 2, "paused": null})), "one").unwrap();
+    assert_eq!(live["spec"], json!({"replicas": 2}));
+    let live = apply(Some(&live), &deployment(json!({"replicas": null, "paused": true})), "one").unwrap();
+    assert_eq!(live["spec"], json!({"paused": true}));
+}
+
 fn any_spec() -> impl Strategy<Value = Value> {
     let container = ("[ab]", proptest::option::of("[xy]"), proptest::option::of(1..4u16));
     let containers = proptest::collection::btree_map("[abc]", container, 0..3);
