@@ -1,2 +1,13 @@
-//! The one binary.
-fn main() {}
+//! Tasks of this repository that are more than one cargo command.
+
+mod kube_apiserver;
+
+use anyhow::bail;
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.split_first() {
+        Some((task, rest)) if task == "kube-apiserver" => kube_apiserver::run(rest),
+        _ => bail!("usage: cargo xtask kube-apiserver …"),
+    }
+}

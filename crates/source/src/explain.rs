@@ -24,9 +24,7 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
 pub(crate) fn failure(table: ObjectKind, error: &watcher::Error) -> (String, String) {
     let (action, code) = match error {
         watcher::Error::InitialListFailed(cause) => ("list", code_of(cause)),
-        watcher::Error::WatchStartFailed(cause) | watcher::Error::WatchFailed(cause) => ("watch", code_of(cause)),
-        watcher::Error::WatchError(status) => ("watch", Some(status.code)),
-        watcher::Error::NoResourceVersion => ("watch", None),
+        _ => ("watch", watch_code(error)),
     };
     let hint = match code {
         Some(401) => "the server does not know who asks: renew the token or the certificate".to_owned(),
@@ -37,6 +35,15 @@ pub(crate) fn failure(table: ObjectKind, error: &watcher::Error) -> (String, Str
         None => "look whether the server runs and can be reached from here".to_owned(),
     };
     (format!("cannot {action} {table} objects: {}", chain(error)), hint)
+}
+
+/// The status with which the server refused or ended a watch: in place of its events, or as one.
+pub(crate) fn watch_code(error: &watcher::Error) -> Option<u16> {
+    match error {
+        watcher::Error::WatchStartFailed(cause) | watcher::Error::WatchFailed(cause) => code_of(cause),
+        watcher::Error::WatchError(status) => Some(status.code),
+        watcher::Error::InitialListFailed(_) | watcher::Error::NoResourceVersion => None,
+    }
 }
 
 /// The HTTP status that the server answered with, if it answered.

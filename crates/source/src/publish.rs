@@ -41,17 +41,22 @@ pub async fn publish_node_tunnel(
     let wanted = annotations(tunnel);
     let action = format!("publish the tunnel of Node {node}");
     let nodes: Api<v1::Node> = Api::all(client.clone());
-    retry(&action, seed, async || {
-        let current = nodes.get(node.as_str()).await?.metadata.annotations.unwrap_or_default();
-        let patch = difference(&current, &wanted);
-        if patch.is_empty() {
-            return Ok(Published::Unchanged);
-        }
-        let patch = json!({"metadata": {"annotations": patch}});
-        nodes.patch(node.as_str(), &PatchParams::default(), &Patch::Merge(patch)).await?;
-        Ok(Published::Written)
-    })
-    .await
+    retry(&action, seed, || annotate(&nodes, node, &wanted)).await
+}
+
+async fn annotate(
+    nodes: &Api<v1::Node>,
+    node: &NodeName,
+    wanted: &BTreeMap<&'static str, Option<String>>,
+) -> Result<Published, kube::Error> {
+    let current = nodes.get(node.as_str()).await?.metadata.annotations.unwrap_or_default();
+    let patch = difference(&current, wanted);
+    if patch.is_empty() {
+        return Ok(Published::Unchanged);
+    }
+    let patch = json!({"metadata": {"annotations": patch}});
+    nodes.patch(node.as_str(), &PatchParams::default(), &Patch::Merge(patch)).await?;
+    Ok(Published::Written)
 }
 
 /// Says in the node's status that its network works, so that the scheduler uses the node.
@@ -64,26 +69,27 @@ pub async fn set_network_unavailable_false(
 ) -> Result<Published, SourceError> {
     let action = format!("set condition NetworkUnavailable of Node {node}");
     let nodes: Api<v1::Node> = Api::all(client.clone());
-    retry(&action, seed, async || {
-        let status = nodes.get(node.as_str()).await?.status.unwrap_or_default();
-        let mut conditions = status.conditions.unwrap_or_default().into_iter();
-        if conditions.any(|condition| condition.type_ == "NetworkUnavailable" && condition.status == "False") {
-            return Ok(Published::Unchanged);
-        }
-        let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-        // Conditions are a list with `type` as its key: a strategic merge leaves the others alone.
-        let patch = json!({"status": {"conditions": [{
-            "type": "NetworkUnavailable",
-            "status": "False",
-            "reason": "PortolanIsUp",
-            "message": "Portolan is running on this node",
-            "lastTransitionTime": now,
-            "lastHeartbeatTime": now,
-        }]}});
-        nodes.patch_status(node.as_str(), &PatchParams::default(), &Patch::Strategic(patch)).await?;
-        Ok(Published::Written)
-    })
-    .await
+    retry(&action, seed, || set_condition(&nodes, node)).await
+}
+
+async fn set_condition(nodes: &Api<v1::Node>, node: &NodeName) -> Result<Published, kube::Error> {
+    let status = nodes.get(node.as_str()).await?.status.unwrap_or_default();
+    let mut conditions = status.conditions.unwrap_or_default().into_iter();
+    if conditions.any(|condition| condition.type_ == "NetworkUnavailable" && condition.status == "False") {
+        return Ok(Published::Unchanged);
+    }
+    let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    // Conditions are a list with `type` as its key: a strategic merge leaves the others alone.
+    let patch = json!({"status": {"conditions": [{
+        "type": "NetworkUnavailable",
+        "status": "False",
+        "reason": "PortolanIsUp",
+        "message": "Portolan is running on this node",
+        "lastTransitionTime": now,
+        "lastHeartbeatTime": now,
+    }]}});
+    nodes.patch_status(node.as_str(), &PatchParams::default(), &Patch::Strategic(patch)).await?;
+    Ok(Published::Written)
 }
 
 /// The annotations of a tunnel; `None` for one that must not be there.
@@ -117,11 +123,10 @@ fn difference(
 }
 
 /// Tries until it succeeds, the error is one that trying again does not mend, or the bound is met.
-async fn retry<T>(
-    action: &str,
-    seed: u64,
-    mut attempt: impl AsyncFnMut() -> Result<T, kube::Error>,
-) -> Result<T, SourceError> {
+async fn retry<T, F>(action: &str, seed: u64, attempt: impl Fn() -> F) -> Result<T, SourceError>
+where
+    F: Future<Output = Result<T, kube::Error>>,
+{
     let mut backoff = Backoff::new(seed);
     let mut attempts = 0;
     loop {

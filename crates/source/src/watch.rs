@@ -205,15 +205,13 @@ impl Watch {
     /// event may have been lost.
     fn failed(&mut self, error: &watcher::Error) -> Result<(), Failed> {
         if let watcher::Error::WatchFailed(cause) = error
-            && !matches!(cause, kube::Error::SerdeError(_))
+            && !matches!(cause, kube::Error::SerdeError(_) | kube::Error::Api(_))
             && !std::mem::replace(&mut self.broke_off, true)
         {
             debug!(table = %self.kind, error = %explain::chain(cause), "the watch broke off; resuming it");
             return Ok(());
         }
-        if let watcher::Error::WatchError(status) = error
-            && status.code == 410
-        {
+        if explain::watch_code(error) == Some(410) {
             debug!(table = %self.kind, "the server has forgotten our revision; listing again");
             return Err(Failed);
         }
