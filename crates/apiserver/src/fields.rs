@@ -157,6 +157,9 @@ pub(crate) fn parse_time(text: &str) -> Option<i64> {
         [b'Z' | b'z'] => 0,
         [sign @ (b'+' | b'-'), ..] => {
             let (hours, minutes) = rest.get(1..)?.split_once(':')?;
+            if hours.len() != 2 || minutes.len() != 2 {
+                return None;
+            }
             let seconds = hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60;
             if *sign == b'-' { -seconds } else { seconds }
         }
@@ -198,6 +201,7 @@ mod tests {
         assert_eq!(parse_time("2024-02-29T14:30:45.123456+02:00"), Some(1_709_209_845));
         assert_eq!(format_time(1_709_209_845), "2024-02-29T12:30:45Z");
         assert_eq!(parse_time("yesterday"), None);
+        assert_eq!(parse_time("2024-02-29T12:30:45+9223372036854775807:00"), None);
     }
 
     #[test]

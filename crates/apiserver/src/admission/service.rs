@@ -148,6 +148,18 @@ fn addresses(old: Option<&Value>, new: &mut Value, cluster: &ClusterView<'_>, ta
         }
     }
     set_default(new, "spec.ipFamilyPolicy", "SingleStack");
+    if let Some(old) = old
+        && text(new, "spec.ipFamilyPolicy") == "SingleStack"
+        && text(old, "spec.ipFamilyPolicy") != "SingleStack"
+    {
+        // Going back to one family gives the second address back, if the client left the lists alone.
+        for field in ["spec.ipFamilies", "spec.clusterIPs"] {
+            if at(new, field) == at(old, field) {
+                let first: Vec<Value> = items(new, field).iter().take(1).cloned().collect();
+                set(new, field, Value::Array(first));
+            }
+        }
+    }
     let policies = &["PreferDualStack", "RequireDualStack", "SingleStack"];
     causes.one_of("spec.ipFamilyPolicy", at(new, "spec.ipFamilyPolicy"), policies);
     let mut wanted: Vec<String> = texts(new, "spec.clusterIPs").map(str::to_owned).collect();

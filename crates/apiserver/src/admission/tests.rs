@@ -94,6 +94,16 @@ fn dual_stack_follows_the_policy() {
     let headless = cluster.service("headless", none).unwrap();
     assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
     assert_eq!(headless["spec"]["ipFamilies"], json!(["IPv4", "IPv6"]));
+    let mut back = both.clone();
+    back["spec"]["ipFamilyPolicy"] = json!("SingleStack");
+    let back = cluster.admit("Service", Some(&both), back).unwrap();
+    assert_eq!(back["spec"]["clusterIPs"], json!(["10.96.0.2"]));
+    let mut up = back.clone();
+    up["spec"]["ipFamilyPolicy"] = json!("PreferDualStack");
+    assert_eq!(
+        cluster.admit("Service", Some(&back), up).unwrap()["spec"]["clusterIPs"],
+        json!(["10.96.0.2", "fd96::2"])
+    );
     let mut single = Cluster::new(&["10.96.0.0/24"]);
     let refused = single.service("x", json!({"ports": one_port(), "ipFamilyPolicy": "RequireDualStack"}));
     assert_eq!(faults(refused), [("spec.ipFamilyPolicy".into(), CauseReason::Invalid)]);
@@ -283,6 +293,23 @@ fn other_kinds_and_names() {
     );
 }
 
+/// JSON with the field names that matter here.
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        "(None|IPv4|NodePort|25%|10.0.0.1|fe80::1|a|\\PC{0,3})".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 24, 4, |inner| {
+        let field = "(name|port|ports|protocol|type|ip|addresses|selector|matchLabels|matchExpressions|key|operator|values|spec|template|replicas|http|paths|from|to|ipBlock|cidr|conditions|containers|\\$patch|\\$retainKeys)";
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map(field, inner, 0..5).prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
 proptest! {
     /// Whatever is asked for and deleted in between, no address and no node port is given twice.
     #[test]
@@ -311,6 +338,36 @@ proptest! {
             prop_assert_eq!(addresses.iter().collect::<BTreeSet<_>>().len(), addresses.len());
             let ports: Vec<_> = cluster.services.values().map(|it| it["spec"]["ports"][0]["nodePort"].as_u64()).collect();
             prop_assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), ports.len());
+        }
+    }
+
+    /// Whatever a client sends: an answer, no panic; the same for those who look at the object later.
+    #[test]
+    fn no_object_makes_anything_panic(body in any_json(), spec in any_json(), ports in any_json(), status in any_json()) {
+        let cluster = Cluster::new(&["10.96.0.0/24", "fd96::/112"]);
+        let mut full = json!({"spec": spec, "status": status, "metadata": {"name": "a", "namespace": "default", "uid": "u", "labels": body}});
+        let mut listed = full.clone();
+        listed["spec"] = json!({"ports": ports, "containers": ports, "rules": ports, "ingress": ports, "podCIDRs": ports,
+            "versions": ports, "selector": spec, "template": {"spec": {"containers": spec}, "metadata": {"labels": spec}}});
+        for key in ["endpoints", "ports", "subsets", "rules"] {
+            full[key] = ports.clone();
+        }
+        for kind in ["Service", "Pod", "ReplicaSet", "Deployment", "Endpoints", "EndpointSlice", "Ingress", "NetworkPolicy", "Namespace", "Node", "CustomResourceDefinition", "Event", "Lease", "Widget"] {
+            let mut mirror = crate::controllers::Mirror::new([kind, "Pod"]);
+            for object in [&body, &full, &listed] {
+                let mut object = object.clone();
+                let _ = cluster.admit(kind, None, object.clone());
+                let _ = cluster.admit(kind, Some(&full), object.clone());
+                let _ = crate::table::render(kind, std::slice::from_ref(&object), 0);
+                let _ = crate::patch::server_side_apply(kind, Some(&full), &object, "m", true, "");
+                let _ = crate::patch::strategic_merge(kind, &mut full.clone(), &object);
+                crate::patch::record_update(kind, Some(&full), &mut object.clone(), "m", "");
+                if object.is_object() {
+                    object["kind"] = json!(kind);
+                    mirror.upsert(object);
+                }
+            }
+            let _ = crate::controllers::Controllers::default().reconcile(&mirror, 0);
         }
     }
 

@@ -41,11 +41,12 @@ fn available(set: &Value) -> i64 {
 /// Deployment still moves.
 fn share(value: &Value, replicas: i64, is_rounded_up: bool) -> i64 {
     if let Some(count) = value.as_i64() {
-        return count.max(0);
+        return count.clamp(0, i64::from(i32::MAX));
     }
     let percent: i64 = value.as_str().and_then(|text| text.strip_suffix('%')?.parse().ok()).unwrap_or(25);
     let product = percent.max(0).saturating_mul(replicas);
-    if is_rounded_up { (product + 99) / 100 } else { product / 100 }
+    let share = if is_rounded_up { product.saturating_add(99) / 100 } else { product / 100 };
+    share.min(i64::from(i32::MAX))
 }
 
 fn roll(deployment: &Value, owned: &[&Value], actions: &mut Vec<Action>) {

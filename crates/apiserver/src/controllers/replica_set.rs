@@ -95,7 +95,7 @@ fn status(replica_set: &Value, active: &[&Value], now_seconds: i64, actions: &mu
     let min_ready_seconds = number(replica_set, "spec.minReadySeconds").unwrap_or(0);
     let is_available = |pod: &Value| {
         let since = condition(pod, "Ready").and_then(|ready| parse_time(text(ready, "lastTransitionTime")));
-        min_ready_seconds == 0 || since.is_some_and(|since| since + min_ready_seconds <= now_seconds)
+        min_ready_seconds == 0 || since.is_some_and(|since| since.saturating_add(min_ready_seconds) <= now_seconds)
     };
     let ready: Vec<&&Value> = active.iter().filter(|pod| condition_holds(pod, "Ready")).collect();
     let template = at(replica_set, "spec.template.metadata.labels");
