@@ -87,9 +87,12 @@ fn check_files() -> Result<()> {
 
 /// Tries what the lab will make, in a namespace that is gone afterwards.
 fn check_features(fabric: &str) -> Result<()> {
-    let mut links = vec![("bridge", "link add b type bridge"), ("veth", "link add v type veth peer name w")];
+    let mut links = vec![
+        ("bridge", "link add name trial0 type bridge"),
+        ("veth", "link add name trial1 type veth peer name trial2"),
+    ];
     if fabric == "vxlan" {
-        links.push(("vxlan", "link add x type vxlan id 1 dstport 8472"));
+        links.push(("vxlan", "link add name trial3 type vxlan id 1 dstport 8472"));
     }
     let batch = links.iter().map(|(_, line)| *line).collect::<Vec<_>>().join("\n");
     let (ok, said) = std::thread::scope(|scope| {

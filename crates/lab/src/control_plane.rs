@@ -3,6 +3,9 @@
 
 use anyhow::Context as _;
 use nix::mount::{MsFlags, mount};
+use portolan_apiserver::admission::NodePrefixLengths;
+use portolan_apiserver::{Config, Server};
+use portolan_net::Family;
 
 use crate::Layout;
 use crate::description::Description;
@@ -38,20 +41,38 @@ fn serve(layout: &Layout, description: &Description, report: &std::sync::mpsc::S
         }
     };
     runtime.block_on(async {
-        match launch(layout, description) {
-            Ok(()) => (),
+        let server = match launch(layout, description).await {
+            Ok(server) => server,
             Err(error) => {
                 let _ = report.send(Err(error));
                 return;
             }
-        }
+        };
         let _ = report.send(Ok(()));
         // The server lives as long as this handle, and this thread as long as the supervisor.
         std::future::pending::<()>().await;
+        drop(server);
     });
 }
 
-fn launch(layout: &Layout, description: &Description) -> anyhow::Result<()> {
-    let _ = (layout, description, NODE_PORTS);
-    anyhow::bail!("this build serves no API of its own: give one with --api-socket")
+async fn launch(layout: &Layout, description: &Description) -> anyhow::Result<Server> {
+    let length = |family: Family| {
+        let both = description.cluster_prefixes.iter().zip(&description.node_prefix_lengths);
+        both.filter(|(prefix, _)| Family::of_prefix(prefix) == family).map(|(_, length)| *length).next()
+    };
+    let usual = NodePrefixLengths::default();
+    let config = Config {
+        unix_socket: layout.api_socket(),
+        service_prefixes: description.service_prefixes.clone(),
+        cluster_prefixes: description.cluster_prefixes.clone(),
+        node_port_range: NODE_PORTS,
+        node_prefix_lengths: NodePrefixLengths {
+            ipv4: length(Family::V4).unwrap_or(usual.ipv4),
+            ipv6: length(Family::V6).unwrap_or(usual.ipv6),
+        },
+        ..Config::new(layout.api_data())
+    };
+    let server = portolan_apiserver::start(config).await?;
+    std::fs::copy(server.kubeconfig(), layout.kubeconfig()).context("copying the kubeconfig")?;
+    Ok(server)
 }

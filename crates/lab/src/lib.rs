@@ -8,12 +8,14 @@
 //! - [`supervise`]: the process behind a lab. [`kubelet`]: makes pods.
 //! - [`topology`]: nodes, clients and the network between them.
 //! - [`manifest`]: what users want to run.
+//! - [`demo`]: brings up a lab and proves every way that a packet can take.
 //! - [`pause`], [`echo`], [`inside`], [`knock`], [`probe`]: small processes that run in namespaces.
 //!
 //! The crate starts the built binary for everything that runs in a namespace, so nothing here needs
 //! unsafe code between fork and exec. It depends on the agent only through files and sockets.
 
 pub mod client;
+pub mod demo;
 pub mod description;
 pub mod echo;
 pub mod inside;

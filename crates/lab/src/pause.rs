@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::sethostname;
+use portolan_kernel::link::Links;
 
 use crate::inside::{Entry, die_with};
 use crate::topology::namespace;
@@ -51,7 +52,11 @@ const SYSCTLS: &[(&str, &str)] = &[
 pub fn pause(sandbox: &Sandbox) -> anyhow::Result<()> {
     die_with(sandbox.parent)?;
     match &sandbox.network {
-        Network::New(name) => namespace::unshare_named(name, SYSCTLS)?,
+        Network::New(name) => {
+            namespace::unshare_named(name, SYSCTLS)?;
+            // Container runtimes do this with the plugin `loopback`; it is no network's business.
+            Links::current().and_then(|mut links| links.set_up("lo")).context("setting `lo` up")?;
+        }
         Network::Existing(path) => Entry::network(path.clone()).enter()?,
     }
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS).context("creating a mount and a UTS namespace")?;

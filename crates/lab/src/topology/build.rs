@@ -69,7 +69,8 @@ fn router_batch(layout: &Layout, topology: &Topology) -> String {
     let mtu = topology.mtu;
     for segment in &topology.segments {
         let name = &segment.name;
-        let _ = writeln!(batch, "link add {name} mtu {mtu} type bridge stp_state 0 forward_delay 0 mcast_snooping 0");
+        let _ =
+            writeln!(batch, "link add name {name} mtu {mtu} type bridge stp_state 0 forward_delay 0 mcast_snooping 0");
         for address in &segment.router {
             let _ = writeln!(batch, "address add {address} dev {name}{}", no_detection(address));
         }
@@ -80,7 +81,7 @@ fn router_batch(layout: &Layout, topology: &Topology) -> String {
         let namespace = layout.namespace(name);
         let _ = writeln!(
             batch,
-            "link add {name} mtu {mtu} type veth peer name {INTERFACE} mtu {mtu} netns {namespace}\n\
+            "link add name {name} mtu {mtu} type veth peer name {INTERFACE} mtu {mtu} netns {namespace}\n\
              link set {name} master {segment} up"
         );
     }

@@ -1,0 +1,54 @@
+# What a newcomer runs. Everything that is missing is installed by its Debian package name, without
+# questions; nothing is installed that is there.
+
+FABRIC ?= vxlan
+SERVICES ?= nftables
+IP_FAMILY ?= ipv4
+KEEP ?=
+
+PORTOLAN := target/release/portolan
+ifdef CARGO_TARGET_DIR
+PORTOLAN := $(CARGO_TARGET_DIR)/release/portolan
+endif
+
+.PHONY: demo test build clean-labs tools test-tools
+
+# A program and the package that brings it.
+DEMO_TOOLS := ip:iproute2 cc:build-essential
+TEST_TOOLS := $(DEMO_TOOLS) nft:nftables conntrack:conntrack curl:curl dig:bind9-dnsutils jq:jq kubectl:kubernetes-client
+
+# Installs the packages of the programs in $(1) that are not there.
+define install
+@missing=""; \
+for pair in $(1); do \
+	command -v "$${pair%%:*}" >/dev/null 2>&1 || missing="$$missing $${pair##*:}"; \
+done; \
+if [ -n "$$missing" ]; then \
+	echo "installing$$missing" >&2; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get install -y -qq --no-install-recommends $$missing >/dev/null 2>&1 \
+	|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; \
+fi
+endef
+
+demo: tools
+	@cargo build --release --package portolan
+	@$(PORTOLAN) lab demo --fabric $(FABRIC) --services $(SERVICES) --ip-family $(IP_FAMILY) $(if $(KEEP),--keep)
+
+build:
+	cargo build --release --package portolan
+
+test: test-tools
+	cargo test --workspace
+
+# Takes down every lab that is up.
+clean-labs:
+	@for lab in /run/portolan/labs/*/; do \
+		[ -e "$$lab" ] && $(PORTOLAN) lab down --name "$$(basename "$$lab")"; \
+	done; true
+
+tools:
+	$(call install,$(DEMO_TOOLS))
+
+test-tools:
+	$(call install,$(TEST_TOOLS))
