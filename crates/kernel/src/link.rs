@@ -55,6 +55,13 @@ impl Links {
         self.set(name, Settings { up: Some(true), ..Settings::default() })
     }
 
+    /// Waits until packets pass a link whose carrier came just now, as when the other end of a veth pair
+    /// was brought up: what is sent before that is lost.
+    pub fn settle(&mut self, name: &str) -> Result<(), KernelError> {
+        let index = index::of(self.socket.fd(), name)?;
+        self.socket.request(wire::get_link(index))
+    }
+
     /// Takes a link down.
     pub fn set_down(&mut self, name: &str) -> Result<(), KernelError> {
         self.set(name, Settings { up: Some(false), ..Settings::default() })

@@ -262,7 +262,7 @@ pub(super) fn addresses(socket: &mut Socket) -> Result<Vec<ReadAddress>, KernelE
     Ok(messages.iter().filter_map(address).collect())
 }
 
-fn address(message: &OwnedMessage) -> Option<ReadAddress> {
+pub(super) fn address(message: &OwnedMessage) -> Option<ReadAddress> {
     let header: &[u8; wire::ADDRESS_HEADER] = message.header()?;
     let attributes = message.attributes(wire::ADDRESS_HEADER);
     // On a point-to-point link IFA_ADDRESS is the far end; IFA_LOCAL is ours where there is one.

@@ -111,6 +111,16 @@ pub(super) fn dump_links() -> Vec<u8> {
     message.finish()
 }
 
+/// Asks for one link.
+///
+/// The kernel brings a link's queue to life some time after its carrier came, and drops what is sent
+/// before. It does so at once when it is asked for the link (`rtnl_getlink`, since Linux 6.8).
+pub(crate) fn get_link(index: u32) -> Vec<u8> {
+    let mut message = link(libc::RTM_GETLINK, 0, index, None);
+    message.put_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+    message.finish()
+}
+
 /// A bridge or a tunnel that is down and has no alias yet: creation cannot give one.
 pub(crate) fn create_link(name: &str, kind: &LinkKind, mac: Option<MacAddress>, underlay: Option<u32>) -> Vec<u8> {
     let mut message = link(libc::RTM_NEWLINK, CREATE | EXCLUSIVE, 0, None);

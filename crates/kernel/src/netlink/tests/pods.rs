@@ -1,7 +1,7 @@
 //! Pod interfaces: made, checked, removed.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use portolan_net::Family;
@@ -163,10 +163,40 @@ fn wiring_a_pod_is_timed() {
             let report = netlink.apply(&change);
             times.push(start.elapsed());
             assert_eq!(report.failed, []);
-            // The pair and the settings of its near end; the far end's batch is sent from inside.
-            assert_eq!(report.messages, 2);
+            // The pair, the settings of its near end, two to settle; the far end's batch is sent from inside.
+            assert_eq!(report.messages, 4);
         }
         times.sort();
         println!("wiring a pod: median {:?}, slowest {:?}", times[25], times[49]);
+    });
+}
+
+#[test]
+fn the_first_packet_of_a_new_pod_arrives() {
+    on_node(|_| {
+        let mut netlink = Netlink::open().unwrap();
+        converge(&mut netlink, &node(11, &[]));
+        let mut namespaces = Vec::new();
+        let mut late = Vec::new();
+        for number in 2..32 {
+            let family = Family::ALL[usize::from(number % 2)];
+            let inside = namespace().unwrap();
+            let receiver = UdpSocket::bind(SocketAddr::new(pod_address(11, 1, family), 0)).unwrap();
+            receiver.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+            let target = receiver.local_addr().unwrap();
+            assert_eq!(netlink.apply(&[Change::CreatePod(pod(11, number, &inside))]).failed, []);
+            let start = Instant::now();
+            let send = || {
+                let sender = UdpSocket::bind(SocketAddr::new(pod_address(11, number, family), 0))?;
+                sender.send_to(b"first", target)
+            };
+            in_namespace(&inside, send).unwrap().unwrap();
+            let outcome = receiver.recv(&mut [0; 10]);
+            if start.elapsed() > Duration::from_millis(500) || outcome.is_err() {
+                late.push((number, family, start.elapsed()));
+            }
+            namespaces.push(inside);
+        }
+        assert_eq!(late, []);
     });
 }

@@ -36,6 +36,7 @@ pub(super) fn join(a: &Namespace, a_number: u8, b: &Namespace, b_number: u8) {
         links.set_up("lo").unwrap();
         links.set_up("eth0").unwrap();
     }
+    Links::open(a).unwrap().settle("eth0").unwrap();
 }
 
 pub(super) fn prefix(text: &str) -> IpNet {
