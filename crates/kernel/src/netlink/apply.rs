@@ -53,7 +53,7 @@ pub(super) fn apply(netlink: &mut Netlink, changes: &[Change]) -> Report {
                 }
                 Ok(None) => {
                     let outcome = perform(netlink, change);
-                    if let (Err(error), Change::CreateLink(link) | Change::AdjustLink(link)) = (&outcome, change) {
+                    if let (Err(error), Change::CreateLink(link)) = (&outcome, change) {
                         blocked.insert(link.name.clone(), error.clone());
                     }
                     report.record(change, outcome);

@@ -1,7 +1,7 @@
 //! Pod interfaces: a veth pair whose far end is born inside the pod's namespace, and one batch there.
 //!
-//! It is on the path of every CNI ADD, so it costs four requests: the pair, the settings of the near
-//! end, all of the far end's, and one that waits until packets pass.
+//! It is on the path of every CNI ADD, so it costs three sends: the pair, all of the far end's settings,
+//! and the near end's with two questions that wait until packets pass.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -88,24 +88,24 @@ pub(super) fn create(netlink: &mut Netlink, pod: &PodLink) -> Result<(), KernelE
         }
         Err(error) => return Err(error),
     }
-    let finished = netlink
-        .socket
-        .request(set_port(netlink, pod)?)
-        .and_then(|()| in_namespace(&namespace, || configure_inside(pod)).and_then(|outcome| outcome));
-    if finished.is_ok() {
-        settle(netlink, pod, bridge)?;
-    } else {
+    // The alias comes last: a pair that has it is whole, also after a crash.
+    let finished = in_namespace(&namespace, || configure_inside(pod))
+        .and_then(|outcome| outcome)
+        .and_then(|()| finish_port(netlink, pod, bridge));
+    if finished.is_err() {
         // Half an interface is worse than none: a runtime that tries again must find a clean namespace.
         let _ = netlink.socket.request(wire::delete_link(&pod.host_interface));
     }
     finished
 }
 
-/// Waits until packets pass. Without it, one pod in twenty loses the first packet that it sends, and waits a second for its
-/// neighbour's address. The port first: it is what gives the bridge its carrier.
-fn settle(netlink: &mut Netlink, pod: &PodLink, bridge: u32) -> Result<(), KernelError> {
+/// Sets the node's end, and waits until packets pass. Without that, one pod in twenty loses the first
+/// packet that it sends, and waits a second for its neighbour's address. The port is asked for before the
+/// bridge: it is what gives the bridge its carrier.
+fn finish_port(netlink: &mut Netlink, pod: &PodLink, bridge: u32) -> Result<(), KernelError> {
     let port = netlink.index(&pod.host_interface)?;
-    netlink.socket.batch(vec![wire::get_link(port), wire::get_link(bridge)]).into_iter().collect()
+    let batch = vec![set_port(port, pod), wire::get_link(port), wire::get_link(bridge)];
+    netlink.socket.batch(batch).into_iter().collect()
 }
 
 /// A name is taken, on one side or the other. What a crash left behind half-made on the node's side is
@@ -136,12 +136,11 @@ fn taken_or(error: KernelError, pod: &PodLink) -> KernelError {
 pub(super) fn adjust(netlink: &mut Netlink, pod: &PodLink) -> Result<(), KernelError> {
     let master = Settings { master: Some(netlink.index(&pod.bridge)?), ..Settings::default() };
     let index = netlink.index(&pod.host_interface)?;
-    let port = set_port(netlink, pod)?;
-    netlink.socket.batch(vec![wire::set_link(index, master), port]).into_iter().collect()
+    netlink.socket.batch(vec![wire::set_link(index, master), set_port(index, pod)]).into_iter().collect()
 }
 
 /// The settings of a port of the bridge.
-fn set_port(netlink: &Netlink, pod: &PodLink) -> Result<Vec<u8>, KernelError> {
+fn set_port(index: u32, pod: &PodLink) -> Vec<u8> {
     let alias = pod.alias();
     let settings = Settings {
         mtu: Some(pod.mtu),
@@ -150,7 +149,7 @@ fn set_port(netlink: &Netlink, pod: &PodLink) -> Result<Vec<u8>, KernelError> {
         hairpin: Some(pod.hairpin),
         ..Settings::default()
     };
-    Ok(wire::set_link(netlink.index(&pod.host_interface)?, settings))
+    wire::set_link(index, settings)
 }
 
 /// Everything inside the pod, on a thread that is there.
