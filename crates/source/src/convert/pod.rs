@@ -60,7 +60,7 @@ impl Table for Pods {
         let PodView { spec: Part(spec), status: Part(status), .. } = view;
         // A pod that has ended keeps its addresses in its status, while another may hold them now.
         let ended = matches!(status.phase.text(), "Succeeded" | "Failed");
-        let mut addresses = Vec::new();
+        let mut addresses = Vec::with_capacity(status.pod_ips.0.len());
         if !ended {
             for (index, Part(entry)) in status.pod_ips.0.iter().enumerate() {
                 addresses.extend(problems.address(&format!("status.podIPs[{index}].ip"), &entry.ip));
