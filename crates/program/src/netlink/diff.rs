@@ -119,6 +119,12 @@ fn diff_routes(
     for (destination, want) in &desired.routes {
         match observed.routes.get(destination).filter(|is| stays(&is.device)) {
             Some(is) if is.same(want) => {}
+            // Linux refuses an IPv6 next hop with `onlink` while another link's route holds its address, and
+            // the route to be replaced does (`ip6_route_check_nh_onlink`).
+            Some(is) if want.onlink && want.gateway.is_ipv6() && is.device != want.device => {
+                changes.push(Change::RemoveRoute(is.clone()));
+                changes.push(Change::AddRoute(want.clone()));
+            }
             Some(_) => changes.push(Change::ReplaceRoute(want.clone())),
             None if others.has_route(want) && stays(&want.device) => changes.push(Change::ReplaceRoute(want.clone())),
             None => changes.push(Change::AddRoute(want.clone())),

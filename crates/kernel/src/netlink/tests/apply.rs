@@ -217,3 +217,25 @@ fn socket(namespace: &Namespace, address: SocketAddr) -> UdpSocket {
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     socket
 }
+
+#[test]
+fn a_node_changes_from_tunnels_to_plain_routes_and_back() {
+    on_node(|_| {
+        let mut netlink = Netlink::open().unwrap();
+        let tunnels = node(11, &[12]);
+        let mut plain = node(11, &[]);
+        plain.links.retain(|name, _| name == "cni0");
+        plain.addresses.retain(|(device, _), _| device == "cni0");
+        for (destination, route) in &tunnels.routes {
+            let mut route = route.clone();
+            route.device = "eth0".into();
+            route.gateway = if route.gateway.is_ipv4() { "192.168.64.12" } else { "fd00:64::12" }.parse().unwrap();
+            route.onlink = false;
+            plain.routes.insert(*destination, route);
+        }
+        for _ in 0..2 {
+            converge(&mut netlink, &tunnels);
+            converge(&mut netlink, &plain);
+        }
+    });
+}
