@@ -29,6 +29,8 @@ pub struct Config {
     pub cluster_prefixes: Vec<IpNet>,
     /// How long the nodes' parts are.
     pub node_prefix_lengths: NodePrefixLengths,
+    /// How many writes back a watch can resume.
+    pub history_revisions: u64,
 }
 
 impl Config {
@@ -45,6 +47,7 @@ impl Config {
             node_port_range: 30_000..=32_767,
             cluster_prefixes: vec![IpNet::new_assert(IpAddr::from([10, 42, 0, 0]), 16)],
             node_prefix_lengths: NodePrefixLengths::default(),
+            history_revisions: portolan_store::limits::HISTORY_REVISIONS_MAX,
         }
     }
 

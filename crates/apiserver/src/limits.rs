@@ -29,6 +29,9 @@ pub const NAME_RETRIES_MAX: usize = 8;
 /// How long the controllers wait after a change for others to come along.
 pub const CONTROLLER_COALESCE: Duration = Duration::from_millis(3);
 
+/// The longest that they wait so, when there is much to look at.
+pub const CONTROLLER_COALESCE_MAX: Duration = Duration::from_millis(500);
+
 /// How often the controllers look without being told, for what depends on time.
 pub const CONTROLLER_RESYNC: Duration = Duration::from_secs(30);
 

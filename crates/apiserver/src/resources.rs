@@ -27,6 +27,8 @@ pub(crate) struct Resource {
     pub(crate) has_generation: bool,
     /// Defined by a CustomResourceDefinition.
     pub(crate) is_custom: bool,
+    /// A custom kind's `additionalPrinterColumns` by version.
+    pub(crate) printer_columns: BTreeMap<String, Vec<Value>>,
 }
 
 impl Resource {
@@ -126,6 +128,7 @@ fn built_in(row: &Row) -> Resource {
         has_scale: properties & SCALE != 0,
         has_generation: properties & GENERATION != 0,
         is_custom: false,
+        printer_columns: BTreeMap::new(),
     }
 }
 
@@ -153,6 +156,10 @@ fn custom(definition: &Value) -> Option<Resource> {
         has_scale: false,
         has_generation: true,
         is_custom: true,
+        printer_columns: versions
+            .iter()
+            .map(|version| (text(version, "name").to_owned(), items(version, "additionalPrinterColumns").to_vec()))
+            .collect(),
     })
 }
 

@@ -9,7 +9,7 @@
 //! that the next pass does not ask for it again.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use portolan_store::{EventKind, KeyRange, RangeRequest, StoreError, WatchMessage, WatchRequest, Watcher};
 use serde_json::Value;
@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::api::{Api, DeleteOptions, Deleted, Part, WriteOptions, now_seconds};
 use crate::controllers::{Action, Controllers, ControllersConfig, Mirror};
 use crate::fields::{name, namespace, set, text};
-use crate::limits::{CONTROLLER_COALESCE, CONTROLLER_RESYNC, CONTROLLER_ROUNDS_MAX};
+use crate::limits::{CONTROLLER_COALESCE, CONTROLLER_COALESCE_MAX, CONTROLLER_RESYNC, CONTROLLER_ROUNDS_MAX};
 use crate::resources::{REGISTRY_PREFIX, Resource, Resources};
 use crate::status::ApiError;
 
@@ -63,18 +63,21 @@ impl Runner {
     async fn follow(&self) -> Result<(), ApiError> {
         let mut followed = self.read_all().await?;
         loop {
+            let started = Instant::now();
             let mut rounds = 0;
             while !followed.mirror.dirty.is_empty() && rounds < CONTROLLER_ROUNDS_MAX {
                 self.round(&mut followed.mirror).await?;
                 rounds += 1;
                 while self.take_waiting(&mut followed)? {}
             }
+            let busy = started.elapsed();
             let message = tokio::time::timeout(CONTROLLER_RESYNC, followed.watcher.next()).await;
             match message {
                 Err(_) => followed.mirror.mark_all_dirty(),
                 Ok(Ok(message)) => {
                     self.take(&mut followed.mirror, message)?;
-                    tokio::time::sleep(CONTROLLER_COALESCE).await;
+                    // The longer a pass takes, the more changes share one: half the time is for others.
+                    tokio::time::sleep(busy.clamp(CONTROLLER_COALESCE, CONTROLLER_COALESCE_MAX)).await;
                     while self.take_waiting(&mut followed)? {}
                 }
                 Ok(Err(cancelled)) => return ended(&cancelled),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use portolan_store::{Embedded, Location, Options, Store};
+use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
@@ -27,18 +28,27 @@ pub struct Server {
     tasks: Vec<JoinHandle<()>>,
 }
 
-/// Starts the server on the embedded store. When it returns, requests are answered.
+/// Starts the server on the embedded store. When it returns, requests are answered; when it fails,
+/// the socket is not left behind.
 pub async fn start(config: Config) -> Result<Server, Error> {
     make_directory(&config.data_directory)?;
-    let unix = listen::unix(&config.unix_socket).await?;
-    let tcp = listen::loopback(SocketAddr::new(config.loopback_address, config.loopback_port)).await?;
-    let address = tcp.local_addr().map_err(|source| Error::Listen {
-        address: SocketAddr::new(config.loopback_address, config.loopback_port),
-        source,
-    })?;
+    let unix_socket = config.unix_socket.clone();
+    let unix = listen::unix(&unix_socket).await?;
+    let started = start_listening(config, unix).await;
+    if started.is_err() {
+        let _ = std::fs::remove_file(&unix_socket);
+    }
+    started
+}
+
+async fn start_listening(config: Config, unix: UnixListener) -> Result<Server, Error> {
+    let wanted = SocketAddr::new(config.loopback_address, config.loopback_port);
+    let tcp = listen::loopback(wanted).await?;
+    let address = tcp.local_addr().map_err(|source| Error::Listen { address: wanted, source })?;
     let credentials = tls::credentials(&config)?;
-    let store: Arc<dyn Store> =
-        Arc::new(Embedded::open(Options::new(Location::File(config.data_directory.join(STORE_FILE))))?);
+    let file = config.data_directory.join(STORE_FILE);
+    let options = Options { history_revisions: config.history_revisions, ..Options::new(Location::File(file)) };
+    let store: Arc<dyn Store> = Arc::new(Embedded::open(options)?);
     let kubeconfig = config.kubeconfig_path();
     let unix_socket = config.unix_socket.clone();
     let prepared = |error: crate::status::ApiError| Error::Prepare(error.to_string());

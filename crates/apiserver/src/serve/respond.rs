@@ -101,8 +101,11 @@ impl Shape {
     }
 
     fn table(self, place: &Place, objects: &[Value], metadata: &Value) -> Value {
-        let kind = if place.resource.is_custom { "" } else { place.resource.kind.as_str() };
-        let mut table = table::render(kind, objects, now_seconds());
+        let columns = place.resource.printer_columns.get(&place.version);
+        let mut table = match columns {
+            Some(columns) => table::render_custom(columns, objects, now_seconds()),
+            None => table::render(&place.resource.kind, objects, now_seconds()),
+        };
         table["metadata"] = metadata.clone();
         let rows = table.get_mut("rows").and_then(Value::as_array_mut).into_iter().flatten();
         for (row, object) in rows.zip(objects) {
