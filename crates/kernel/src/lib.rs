@@ -1,6 +1,7 @@
 //! Makes the kernel hold a program, reads it back, watches it.
 //!
-//! - [`Kernel`]: one handle on all that we program. [`netlink`] is the twin of the room of that name.
+//! - [`Kernel`]: one handle on all that we program. [`netlink`] and [`nftables`] are the twins of the rooms
+//!   of those names.
 //! - [`monitor`]: hears of changes that others make.
 //! - [`capture`]: sees packets.
 //! - [`netns`], [`process`], [`link`], [`sysctl`]: namespaces, programs inside them, topologies, settings.
@@ -20,6 +21,7 @@ pub mod link;
 pub mod monitor;
 pub mod netlink;
 pub mod netns;
+pub mod nftables;
 pub mod process;
 pub mod rawnetlink;
 pub mod sysctl;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BaseHook, Chain, Element, Key, Name, Program, Rule, Set, SetKind, Table, TableKey};
+use super::{BaseHook, Chain, Element, Key, Name, Program, Rule, Set, SetKind, Statement, Table, TableKey};
 
 /// One change. A list of them is one transaction, or a few where it is very long.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +30,13 @@ pub enum Change {
     },
     /// Replaces all rules of a chain.
     WriteRules(TableKey, Name, Vec<Rule>),
+    /// Adds a balancing rule to a chain. Their order means nothing, since no frontend has slots of two.
+    ///
+    /// The kernel walks a whole map when a chain that does not refer to it yet gets a rule that does:
+    /// 12 ms for 100,000 elements. One rule more in a chain that keeps its other rules costs nothing.
+    AddRule(TableKey, Name, Rule),
+    /// Removes a balancing rule from a chain.
+    RemoveRule(TableKey, Name, Rule),
     /// Removes an element.
     RemoveElement {
         /// The table.
@@ -53,10 +60,11 @@ pub enum Phase {
     Clear,
     /// Tables, sets and chains are made.
     Create,
+    /// Rules of regular chains. They come before what they look up: the kernel walks a map that a rule
+    /// begins to refer to.
+    Rules,
     /// Backends are filled in.
     Fill,
-    /// Rules of regular chains.
-    Rules,
     /// Frontends are filled in: from here on packets are sent there.
     Dispatch,
     /// Rules of base chains.
@@ -78,12 +86,12 @@ impl Change {
             Change::PutElement { key, .. } if is_dispatch(key) => Phase::Dispatch,
             Change::PutElement { .. } => Phase::Fill,
             Change::WriteRules(_, chain, _) if super::layout::is_base(chain) => Phase::Hook,
-            Change::WriteRules(..) => Phase::Rules,
+            Change::WriteRules(..) | Change::AddRule(..) => Phase::Rules,
             Change::RemoveElement { key, .. } if is_dispatch(key) => Phase::Withdraw,
             // An interval must be gone before one that overlaps it comes.
             Change::RemoveElement { key: Key::Prefix(_), .. } => Phase::Fill,
             Change::RemoveElement { .. } => Phase::Empty,
-            Change::DeleteChain(..) | Change::DeleteSet(..) => Phase::Delete,
+            Change::RemoveRule(..) | Change::DeleteChain(..) | Change::DeleteSet(..) => Phase::Delete,
         }
     }
 
@@ -96,6 +104,8 @@ impl Change {
             | Change::CreateChain(table, ..)
             | Change::PutElement { table, .. }
             | Change::WriteRules(table, ..)
+            | Change::AddRule(table, ..)
+            | Change::RemoveRule(table, ..)
             | Change::RemoveElement { table, .. }
             | Change::DeleteChain(table, _)
             | Change::DeleteSet(table, _) => *table,
@@ -108,6 +118,46 @@ fn is_dispatch(key: &Key) -> bool {
     match key {
         Key::Frontend(..) | Key::NodePort(..) => true,
         Key::FrontendSlot(..) | Key::NodePortSlot(..) | Key::AddressPair(..) | Key::Prefix(_) => false,
+    }
+}
+
+/// Brings balancing rules at the end of a chain into the order in which a program has them. In the
+/// kernel they stand as they were added.
+pub fn sort_balancing(rules: &mut [Rule]) {
+    let head = rules.iter().take_while(|rule| slots_of(rule).is_none()).count();
+    if let Some(tail) = rules.get_mut(head..)
+        && tail.iter().all(|rule| slots_of(rule).is_some())
+    {
+        tail.sort_by_key(slots_of);
+    }
+}
+
+/// How many slots a rule balances over, if that is all that it does.
+fn slots_of(rule: &Rule) -> Option<(u32, u32)> {
+    match (rule.matches.as_slice(), rule.statements.as_slice()) {
+        ([], [Statement::Balance { slots, offset, .. }]) => Some((*slots, *offset)),
+        _ => None,
+    }
+}
+
+/// The changes that make one list of rules of another: single balancing rules, if nothing else differs.
+pub(super) fn rule_changes(table: TableKey, chain: &Name, old: &[Rule], new: &[Rule], changes: &mut Vec<Change>) {
+    let is_same = |a: &[Rule], b: &[Rule]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.is_same(b));
+    if is_same(old, new) {
+        return;
+    }
+    let head = |rules: &[Rule]| rules.iter().take_while(|rule| slots_of(rule).is_none()).count();
+    let ((old_head, old_tail), (new_head, new_tail)) = (old.split_at(head(old)), new.split_at(head(new)));
+    if !is_same(old_head, new_head) || old_tail.iter().any(|rule| slots_of(rule).is_none()) {
+        changes.push(Change::WriteRules(table, chain.clone(), new.to_vec()));
+        return;
+    }
+    let is_in = |rule: &Rule, list: &[Rule]| list.iter().any(|it| it.is_same(rule));
+    for rule in new_tail.iter().filter(|rule| !is_in(rule, old_tail)) {
+        changes.push(Change::AddRule(table, chain.clone(), rule.clone()));
+    }
+    for rule in old_tail.iter().filter(|rule| !is_in(rule, new_tail)) {
+        changes.push(Change::RemoveRule(table, chain.clone(), rule.clone()));
     }
 }
 
@@ -138,8 +188,21 @@ impl Program {
                 }
             }
             Change::WriteRules(table, name, rules) => {
-                if let Some(chain) = self.tables.get_mut(table).and_then(|table| table.chains.get_mut(name)) {
+                if let Some(chain) = self.chain_mut(*table, name) {
                     chain.rules.clone_from(rules);
+                }
+            }
+            Change::AddRule(table, name, rule) => {
+                if let Some(chain) = self.chain_mut(*table, name) {
+                    chain.rules.push(rule.clone());
+                    sort_balancing(&mut chain.rules);
+                }
+            }
+            Change::RemoveRule(table, name, rule) => {
+                if let Some(chain) = self.chain_mut(*table, name)
+                    && let Some(position) = chain.rules.iter().position(|it| it.is_same(rule))
+                {
+                    chain.rules.remove(position);
                 }
             }
             Change::RemoveElement { table, set, key } => {
@@ -154,6 +217,10 @@ impl Program {
                 self.tables.get_mut(table).and_then(|table: &mut Table| table.sets.remove(name));
             }
         }
+    }
+
+    fn chain_mut(&mut self, table: TableKey, name: &str) -> Option<&mut Chain> {
+        self.tables.get_mut(&table).and_then(|table| table.chains.get_mut(name))
     }
 
     pub(super) fn set_mut(&mut self, table: TableKey, name: &str) -> Option<&mut Set> {

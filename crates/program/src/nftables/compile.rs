@@ -25,6 +25,11 @@ use super::{Change, Element, Key, KeyExpression, Program, Rule, Set, Statement, 
 /// 30002 is the last of three.
 pub const BACKENDS_MAX: u32 = 10_000;
 
+/// Numbers of backends that have their rule even if no frontend has so many, so that the common changes
+/// touch no rule: with one they take the kernel 6 ms, without 0.03 ms. A new connection to a Service
+/// looks at most at so many rules more, at less than 0.1 µs each.
+const COMMON_BACKENDS_MAX: u32 = 16;
+
 /// The longest comment, in bytes: what `nft` reads back without complaint (`NFTNL_UDATA_COMMENT_MAXLEN`).
 const COMMENT_LENGTH_MAX: usize = 127;
 
@@ -78,18 +83,28 @@ impl Compiler {
     /// The program of a node without Services and without masquerading, in these families. Frontends
     /// of other families have no effect.
     pub fn new(view: &NodeView, families: &[Family]) -> Compiler {
+        Compiler::with_prefixes(&view.cluster_prefixes, families)
+    }
+
+    pub(super) fn with_prefixes(cluster_prefixes: &[IpNet], families: &[Family]) -> Compiler {
         let mut program = Program::default();
         for family in families.iter().copied() {
             for name in TableName::ALL {
                 let key = TableKey { family, name };
                 program.tables.insert(key, skeleton(key));
             }
-            let prefixes = prefix_elements(&view.cluster_prefixes, family, &Origin::configuration("clusterPrefixes"));
+            let prefixes = prefix_elements(cluster_prefixes, family, &Origin::configuration("clusterPrefixes"));
             if let Some(set) = program.set_mut(services_table(family), CLUSTER_PREFIXES) {
                 set.elements = prefixes;
             }
         }
-        Compiler { program, families: families.to_vec(), counts: BTreeMap::new(), local_backends: BTreeMap::new() }
+        let (counts, local_backends) = (BTreeMap::new(), BTreeMap::new());
+        let mut compiler = Compiler { program, families: families.to_vec(), counts, local_backends };
+        for family in families.iter().copied() {
+            compiler.write_balance(family, Scope::Address, &mut Vec::new());
+            compiler.write_balance(family, Scope::NodePort, &mut Vec::new());
+        }
+        compiler
     }
 
     /// The program as of the last update.
@@ -238,7 +253,9 @@ impl Compiler {
             Scope::NodePort => (BALANCE_NODEPORTS, NODEPORT_ENDPOINTS, KeyExpression::NodePort),
         };
         let mut rules = balance_head(key);
-        for (_, _, slots) in self.counts.range((family, scope, 0)..=(family, scope, u32::MAX)).map(|(key, _)| *key) {
+        let first = (family, scope, COMMON_BACKENDS_MAX + 1);
+        let rare = self.counts.range(first..=(family, scope, u32::MAX)).map(|((.., slots), _)| *slots);
+        for slots in (1..=COMMON_BACKENDS_MAX).chain(rare) {
             let statement = Statement::Balance { key, slots, offset: slot_offset(slots), map: map.into() };
             rules.push(Rule { statements: vec![statement], ..Rule::default() });
         }
@@ -247,8 +264,8 @@ impl Compiler {
         if let Some(chain) = chain
             && chain.rules != rules
         {
-            chain.rules.clone_from(&rules);
-            changes.push(Change::WriteRules(table, name.into(), rules));
+            super::change::rule_changes(table, &name.into(), &chain.rules, &rules, changes);
+            chain.rules = rules;
         }
     }
 }

@@ -55,11 +55,7 @@ fn diff_table(key: TableKey, desired: &Table, observed: &Table, changes: &mut Ve
             changes.push(Change::CreateChain(key, name.clone(), chain.base));
         }
         let rules = seen.map(|seen| seen.rules.as_slice()).unwrap_or_default();
-        let is_same = rules.len() == chain.rules.len()
-            && rules.iter().zip(&chain.rules).all(|(seen, desired)| seen.is_same(desired));
-        if !is_same {
-            changes.push(Change::WriteRules(key, name.clone(), chain.rules.clone()));
-        }
+        super::change::rule_changes(key, name, rules, &chain.rules, changes);
     }
     let extra: Vec<&Name> = observed.chains.keys().filter(|name| !desired.chains.contains_key(*name)).collect();
     // All rules go first: these chains may refer to each other.

@@ -6,8 +6,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portolan_net::{Family, Origin, Protocol};
 
 use super::{
-    BaseHook, Chain, ChainKind, Hook, KeyExpression, Match, Rejection, Rule, Set, SetKind, Statement, Table, TableKey,
-    TableName,
+    BaseHook, Chain, ChainKind, Hook, KeyExpression, Match, Program, Rejection, Rule, Set, SetKind, Statement, Table,
+    TableKey, TableName,
 };
 use crate::layout::{MASQUERADE_MARK, PRIORITY_DESTINATION_NAT, PRIORITY_FILTER, PRIORITY_SOURCE_NAT};
 
@@ -63,6 +63,23 @@ pub(super) fn skeleton(key: TableKey) -> Table {
         TableName::Services => services(key.family),
         TableName::Masquerade => masquerade(key.family),
     }
+}
+
+/// The program of a family without Services, with one balancing rule: all that a kernel must be able to
+/// hold, so that it can be asked whether it is.
+pub fn blank(family: Family) -> Program {
+    let mut program = Program::default();
+    for name in TableName::ALL {
+        let key = TableKey { family, name };
+        let mut table = skeleton(key);
+        if let Some(chain) = table.chains.get_mut(BALANCE) {
+            let (key, map) = (KeyExpression::Frontend, ENDPOINTS.into());
+            let statement = Statement::Balance { key, slots: 1, offset: 0, map };
+            chain.rules.push(Rule { statements: vec![statement], ..Rule::default() });
+        }
+        program.tables.insert(key, table);
+    }
+    program
 }
 
 fn services(family: Family) -> Table {

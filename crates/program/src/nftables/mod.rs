@@ -18,13 +18,15 @@ mod interpret;
 mod layout;
 mod program;
 mod render;
+pub mod sample;
 #[cfg(test)]
 mod tests;
 
-pub use change::{Change, Phase};
+pub use change::{Change, Phase, sort_balancing};
 pub use compile::{BACKENDS_MAX, Compiler, compile, families_of, slot_offset};
 pub use diff::diff;
 pub use interpret::{Alternative, Choice, Environment, Outcome, Step, Verdict, What, interpret};
+pub use layout::blank;
 pub use program::{
     BaseHook, Chain, ChainKind, Element, Hook, Key, KeyExpression, Match, Name, Program, Rejection, Rule, Set, SetKind,
     Statement, Table, TableKey, TableName,

@@ -248,6 +248,13 @@ fn write_change(text: &mut String, change: &Change) {
             }
             Ok(())
         }
+        Change::AddRule(_, name, rule) => {
+            writeln!(text, "add rule {place} {name} {}", render_rule(key.family, rule))
+        }
+        // `nft` deletes rules by their handle, which the kernel gives.
+        Change::RemoveRule(_, name, rule) => {
+            writeln!(text, "delete rule {place} {name} handle … # {}", render_rule(key.family, rule))
+        }
         Change::DeleteChain(_, name) => writeln!(text, "delete chain {place} {name}"),
         Change::DeleteSet(_, name) => writeln!(text, "delete set {place} {name}"),
     };

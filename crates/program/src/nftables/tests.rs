@@ -198,6 +198,27 @@ fn one_endpoint_costs_the_same_whatever_the_number_of_services() {
 }
 
 #[test]
+fn a_rare_number_of_backends_has_its_rule_while_it_is_needed() {
+    let key = address_key("10.96.0.10", 80);
+    let backends: Vec<String> = (2..22).map(|host| format!("10.42.2.{host}")).collect();
+    let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
+    let twenty = Some(frontend(&key, "cart", &backends));
+    let one = Some(frontend(&key, "cart", &backends[..1]));
+    let mut compiler = Compiler::new(&view(), &Family::ALL);
+    let empty = compiler.program().clone();
+    let text = |changes: &[Change]| render_changes(changes);
+    let came = text(&compiler.update_services(&[FrontendUpdate { key, old: None, new: twenty.clone() }]));
+    assert!(came.starts_with("add rule ip portolan-services balance dnat ip to"), "{came}");
+    assert!(came.contains("numgen random mod 20 offset 200000"));
+    let rare = compiler.program().clone();
+    let went = compiler.update_services(&[FrontendUpdate { key, old: twenty, new: one.clone() }]);
+    assert!(matches!(went.last(), Some(Change::RemoveRule(..))), "after its slots: {}", text(&went));
+    assert_eq!(applied(&rare, &went), kernel_part(compiler.program()));
+    compiler.update_services(&[FrontendUpdate { key, old: one, new: None }]);
+    assert_eq!(compiler.program(), &empty);
+}
+
+#[test]
 fn structure_that_cannot_be_changed_in_place_is_replaced_as_a_whole() {
     let desired = compile(&ServicesIntent::new(), &masquerade(), &view());
     let key = TableKey { family: Family::V4, name: TableName::Services };
