@@ -87,16 +87,11 @@ pub(crate) fn outside_name(client: &str) -> String {
     if client.ends_with("-1") { format!("{stem}.outside.test") } else { format!("{client}.outside.test") }
 }
 
+/// The wildcard of IPv6 takes IPv4 too (RFC 3493 §5.3), so with both families one address is enough,
+/// and a second one would be refused as taken.
 fn listen(description: &Description) -> Vec<SocketAddr> {
-    description
-        .ip_families
-        .list()
-        .iter()
-        .map(|family| match family {
-            Family::V4 => SocketAddr::from(([0, 0, 0, 0], DNS_PORT)),
-            Family::V6 => SocketAddr::from(([0u16; 8], DNS_PORT)),
-        })
-        .collect()
+    let any: IpAddr = if description.ip_families.has(Family::V6) { [0u16; 8].into() } else { [0u8; 4].into() };
+    vec![SocketAddr::new(any, DNS_PORT)]
 }
 
 /// Creates the cluster's DNS Service and its servers.

@@ -113,7 +113,7 @@ impl Shop {
         let outside = self.outside.addresses.first().map(|address| socket(*address, OUTSIDE_PORT));
         let mut traces = vec![(pod.clone(), "svc/cart:7070".to_owned())];
         traces.extend(outside.map(|outside| (pod, outside)));
-        traces.push((format!("client/{}", self.client), "svc/admin:80".to_owned()));
+        traces.push((format!("client/{}", self.client), format!("svc/admin:{ADMIN_NODE_PORT}")));
         traces
     }
 

@@ -115,7 +115,11 @@ pub(super) fn start(
     let entry = Entry::of_process(sandbox);
     let ports = container.ports();
     let (mut command, readiness_by_line) = if let Some(line) = pod.command(container) {
-        let words = shell_words(line).with_context(|| format!("annotation portolan.dev/run: `{line}`"))?;
+        let mut words = shell_words(line).with_context(|| format!("annotation portolan.dev/run: `{line}`"))?;
+        // `portolan` is this lab's own program, however its file is called.
+        if let Some(first) = words.first_mut().filter(|first| *first == "portolan") {
+            program.as_os_str().clone_into(first);
+        }
         let mut command = inside::child(program, &entry, &words);
         command.stdout(log.try_clone()?);
         (command, false)

@@ -11,20 +11,14 @@ use portolan_net::Family;
 use super::{INTERFACE, Member, ROUTER, Topology, namespace};
 use crate::Layout;
 
-/// A machine that forwards, without reverse-path filtering and without router advertisements:
-/// what a node and the router need alike.
+/// A machine that forwards without reverse-path filtering: what a node and the router need alike.
 const FORWARDING: &[(&str, &str)] = &[
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv4/conf/all/rp_filter", "0"),
     ("net/ipv4/conf/default/rp_filter", "0"),
-    ("net/ipv6/conf/all/accept_ra", "0"),
-    ("net/ipv6/conf/default/accept_ra", "0"),
     ("net/ipv6/conf/all/forwarding", "1"),
     ("net/ipv6/conf/default/forwarding", "1"),
 ];
-
-/// A machine outside the cluster.
-const QUIET: &[(&str, &str)] = &[("net/ipv6/conf/all/accept_ra", "0"), ("net/ipv6/conf/default/accept_ra", "0")];
 
 /// Makes every namespace and link of a topology.
 ///
@@ -38,7 +32,7 @@ pub fn build(layout: &Layout, topology: &Topology) -> anyhow::Result<()> {
             .namespaces()
             .map(|member| {
                 let outside = topology.clients.iter().any(|client| client.name == member);
-                let sysctls = if outside { QUIET } else { FORWARDING };
+                let sysctls = if outside { &[][..] } else { FORWARDING };
                 scope.spawn(move || namespace::create(&layout.namespace(member), sysctls))
             })
             .collect();

@@ -14,6 +14,16 @@ use nix::unistd::Pid;
 /// Where named namespaces are.
 pub(crate) const DIRECTORY: &str = "/run/netns";
 
+/// What every namespace of a lab is told. Nobody else can have the addresses that a lab gives, so
+/// nothing waits for duplicate address detection, which takes a second for link-local addresses too
+/// (RFC 4862 §5.4), and nobody listens to router advertisements.
+const SYSCTLS: [(&str, &str); 4] = [
+    ("net/ipv6/conf/all/accept_dad", "0"),
+    ("net/ipv6/conf/default/accept_dad", "0"),
+    ("net/ipv6/conf/all/accept_ra", "0"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+];
+
 /// The path of a named namespace.
 pub(crate) fn path(name: &str) -> PathBuf {
     Path::new(DIRECTORY).join(name)
@@ -41,7 +51,7 @@ pub(crate) fn unshare_named(name: &str, sysctls: &[(&str, &str)]) -> anyhow::Res
         .open(&path)
         .with_context(|| format!("creating {}; `ip netns del {name}` removes it if nobody uses it", path.display()))?;
     let bound = unshare(CloneFlags::CLONE_NEWNET).context("creating a network namespace").and_then(|()| {
-        for (key, value) in sysctls {
+        for (key, value) in SYSCTLS.iter().chain(sysctls) {
             write_sysctl(key, value)?;
         }
         let own = Path::new("/proc/thread-self/ns/net");
