@@ -8,8 +8,12 @@ pub const CONNECTIONS_MAX: usize = 4_096;
 /// Largest request body: what kube-apiserver takes.
 pub const REQUEST_BYTES_MAX: usize = 3 * 1024 * 1024;
 
-/// Longest wait for a request's headers, so that silent connections do not pile up.
-pub const HEADER_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Longest wait for the next request, so that silent connections do not pile up. Longer than clients
+/// keep an idle connection, so that a request does not meet one that is just being closed.
+pub const HEADER_WAIT_MAX: Duration = Duration::from_mins(3);
+
+/// Longest TLS handshake.
+pub const HANDSHAKE_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Longest time that a watch stays open; clients resume where it ended.
 pub const WATCH_DURATION_MAX: Duration = Duration::from_hours(1);

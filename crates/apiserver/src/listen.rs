@@ -12,12 +12,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::error::Error;
-use crate::limits::{CONNECTIONS_MAX, HEADER_WAIT_MAX};
+use crate::limits::{CONNECTIONS_MAX, HANDSHAKE_WAIT_MAX, HEADER_WAIT_MAX};
 use crate::serve::{Entrance, Service};
 
 /// Opens the Unix socket. A socket file that nobody listens on is what a killed server left behind.
@@ -54,15 +54,26 @@ pub(crate) async fn loopback(address: SocketAddr) -> Result<TcpListener, Error> 
     })
 }
 
-/// Takes connections until it is dropped, which also ends those that are open.
-pub(crate) async fn serve(unix: UnixListener, tcp: TcpListener, tls: TlsAcceptor, service: Arc<Service>) {
+/// Takes connections until it is told to stop, and then ends those that are open. When it returns,
+/// nothing of them is left, and nothing holds the store.
+pub(crate) async fn serve(
+    (unix, tcp): (UnixListener, TcpListener),
+    tls: TlsAcceptor,
+    service: Arc<Service>,
+    mut stop: oneshot::Receiver<()>,
+) {
     let mut connections = JoinSet::new();
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         // At the bound new connections wait in the kernel's queue.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let place = tokio::select! {
+            _ = &mut stop => break,
+            place = Arc::clone(&places).acquire_owned() => place,
+        };
+        let Ok(place) = place else { break };
         let service = Arc::clone(&service);
         tokio::select! {
+            _ = &mut stop => break,
             accepted = unix.accept() => match accepted {
                 Ok((stream, _)) => {
                     connections.spawn(async move {
@@ -78,7 +89,7 @@ pub(crate) async fn serve(unix: UnixListener, tcp: TcpListener, tls: TlsAcceptor
                     connections.spawn(async move {
                         // Small answers must not wait for more to come. Without it they only do.
                         let _ = stream.set_nodelay(true);
-                        match tokio::time::timeout(HEADER_WAIT_MAX, tls.accept(stream)).await {
+                        match tokio::time::timeout(HANDSHAKE_WAIT_MAX, tls.accept(stream)).await {
                             Ok(Ok(stream)) => converse(stream, Entrance::Loopback, service).await,
                             Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
                             Err(_) => tracing::debug!("a TLS handshake took too long"),
@@ -91,6 +102,7 @@ pub(crate) async fn serve(unix: UnixListener, tcp: TcpListener, tls: TlsAcceptor
         }
         while connections.try_join_next().is_some() {}
     }
+    connections.shutdown().await;
 }
 
 /// Out of file descriptors, most likely: they come back when connections end.

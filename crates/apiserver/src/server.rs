@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use portolan_store::{Embedded, Location, Options, Store};
 use tokio::net::UnixListener;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
@@ -25,7 +26,9 @@ pub struct Server {
     kubeconfig: PathBuf,
     unix_socket: PathBuf,
     token: String,
-    tasks: Vec<JoinHandle<()>>,
+    stop: Option<oneshot::Sender<()>>,
+    serving: JoinHandle<()>,
+    running: JoinHandle<()>,
 }
 
 /// Starts the server on the embedded store. When it returns, requests are answered; when it fails,
@@ -47,6 +50,7 @@ async fn start_listening(config: Config, unix: UnixListener) -> Result<Server, E
     let address = tcp.local_addr().map_err(|source| Error::Listen { address: wanted, source })?;
     let credentials = tls::credentials(&config)?;
     let file = config.data_directory.join(STORE_FILE);
+    make_private(&file)?;
     let options = Options { history_revisions: config.history_revisions, ..Options::new(Location::File(file)) };
     let store: Arc<dyn Store> = Arc::new(Embedded::open(options)?);
     let kubeconfig = config.kubeconfig_path();
@@ -57,9 +61,11 @@ async fn start_listening(config: Config, unix: UnixListener) -> Result<Server, E
     credentials.write_kubeconfig(&kubeconfig, address)?;
     let service = Arc::new(Service { api: Arc::clone(&api), token: credentials.token.clone() });
     let acceptor = TlsAcceptor::from(Arc::clone(&credentials.tls));
-    let tasks = vec![tokio::spawn(listen::serve(unix, tcp, acceptor, service)), tokio::spawn(Runner::new(api).run())];
+    let (stop, stopped) = oneshot::channel();
+    let serving = tokio::spawn(listen::serve((unix, tcp), acceptor, service, stopped));
+    let running = tokio::spawn(Runner::new(api).run());
     tracing::info!(%address, socket = %unix_socket.display(), "the API is served");
-    Ok(Server { address, kubeconfig, unix_socket, token: credentials.token, tasks })
+    Ok(Server { address, kubeconfig, unix_socket, token: credentials.token, stop: Some(stop), serving, running })
 }
 
 impl Server {
@@ -85,23 +91,30 @@ impl Server {
 
     /// Stops: connections end, what was answered is kept, the store's file is free afterwards.
     pub async fn shutdown(mut self) {
-        for task in &self.tasks {
-            task.abort();
+        self.running.abort();
+        if let Some(stop) = self.stop.take() {
+            // Whoever serves may have ended on its own.
+            let _ = stop.send(());
         }
-        for task in self.tasks.drain(..) {
-            // It ends by being aborted, and that is what was asked for.
-            let _ = task.await;
-        }
+        // Being aborted is how the controllers end.
+        let _ = (&mut self.running).await;
+        let _ = (&mut self.serving).await;
         let _ = std::fs::remove_file(&self.unix_socket);
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
+        self.running.abort();
+        self.serving.abort();
     }
+}
+
+/// Makes the store's file, so that only its owner reads it: it holds Secrets.
+fn make_private(path: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let made = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+    made.map(drop).map_err(|source| Error::Io { action: "make", path: path.to_owned(), source })
 }
 
 fn make_directory(path: &Path) -> Result<(), Error> {

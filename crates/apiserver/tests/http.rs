@@ -159,6 +159,11 @@ async fn a_watch_resumes_and_follows_a_selection() {
     assert_eq!(selected.next_named().await, ("DELETED".into(), "one".into()));
     let mut present = rig.watch(&format!("{CONFIG_MAPS}?watch=true")).await;
     assert_eq!(present.next_named().await, ("ADDED".into(), "one".into()));
+    let query = "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+    let mut streamed = rig.watch(&format!("{CONFIG_MAPS}?{query}")).await;
+    assert_eq!(streamed.next_named().await, ("ADDED".into(), "one".into()));
+    let end = streamed.next().await.unwrap();
+    assert_eq!(end["object"]["metadata"]["annotations"], json!({"k8s.io/initial-events-end": "true"}));
     let mut short = rig.watch(&format!("{CONFIG_MAPS}?watch=true&timeoutSeconds=0&resourceVersion=1")).await;
     while short.next().await.is_some() {}
 }
@@ -420,6 +425,8 @@ async fn two_at_once_never_get_the_same_address() {
 async fn what_was_written_is_there_after_a_restart() {
     let rig = rig().await;
     let (_, created) = rig.post(CONFIG_MAPS, config_map("kept", "a")).await;
+    let mut open = rig.watch(&format!("{CONFIG_MAPS}?watch=true")).await;
+    open.next_named().await;
     let Rig { server, directory } = rig;
     let token = server.token().to_owned();
     server.shutdown().await;
@@ -447,7 +454,7 @@ async fn a_socket_or_port_in_use_is_one_clear_error() {
 async fn the_sockets_are_private() {
     use std::os::unix::fs::PermissionsExt;
     let rig = rig().await;
-    for name in ["api.sock", "kubeconfig", "server.key", "token"] {
+    for name in ["api.sock", "kubeconfig", "server.key", "store.redb", "token"] {
         let mode = std::fs::metadata(rig.directory.path().join(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }

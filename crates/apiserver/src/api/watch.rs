@@ -48,6 +48,8 @@ pub(crate) enum WatchEvent {
     Object(WatchKind, Value),
     /// Everything up to this revision was sent.
     Bookmark(u64),
+    /// The objects that were there at this revision were sent.
+    PresentEnd(u64),
 }
 
 /// An open watch.
@@ -85,6 +87,7 @@ impl Api {
                         pending.push_back(WatchEvent::Object(WatchKind::Added, object));
                     }
                 }
+                pending.push_back(WatchEvent::PresentEnd(read.revision));
                 read.revision
             }
         };

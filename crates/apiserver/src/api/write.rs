@@ -298,10 +298,14 @@ fn settle_update(place: &Place, part: Part, live: &Value, changed: Value) -> Res
         return Err(ApiError::conflict(&place.resource, &place.name, &why));
     }
     if part == Part::Status {
-        let status = at(&object, "status").clone();
-        object = live.clone();
-        put_or_remove(&mut object, "status", &status);
-        return Ok(object);
+        let mut kept = live.clone();
+        put_or_remove(&mut kept, "status", at(&object, "status"));
+        // An apply says who owns the status now.
+        let owners = at(&object, "metadata.managedFields");
+        if !owners.is_null() {
+            set(&mut kept, "metadata.managedFields", owners.clone());
+        }
+        return Ok(kept);
     }
     settle_kind(place, &mut object)?;
     settle_place(place, &mut object)?;

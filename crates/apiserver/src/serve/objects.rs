@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::request::{Form, Query, Target, form};
-use super::respond::{Answer, Include, Shape, value_answer, watch_answer, watch_refusal};
+use super::respond::{Answer, Include, Shape, WatchWishes, value_answer, watch_answer, watch_refusal};
 use super::{body, query};
 use crate::api::{
     Api, DeleteOptions, Deleted, ListRequest, Part, Place, ScaleRequest, Selection, WatchStart, WriteOptions,
@@ -145,15 +145,17 @@ impl Call {
     async fn watch(self, api: &Api) -> Result<Answer, ApiError> {
         let start = match self.query.number("resourceVersion")? {
             None | Some(0) => WatchStart::Present,
+            _ if self.query.flag("sendInitialEvents") => WatchStart::Present,
             Some(revision) => WatchStart::After(revision),
         };
         let time = self.query.number("timeoutSeconds")?.map_or(WATCH_DURATION_MAX, Duration::from_secs);
-        let wants_bookmarks = self.query.flag("allowWatchBookmarks");
+        let wishes = WatchWishes {
+            bookmarks: self.query.flag("allowWatchBookmarks"),
+            present_end: self.query.flag("sendInitialEvents"),
+            time: time.min(WATCH_DURATION_MAX),
+        };
         match api.watch(&self.place, self.selection()?, start).await {
-            Ok(watching) => {
-                let time = time.min(WATCH_DURATION_MAX);
-                Ok(watch_answer(watching, self.place, self.shape, wants_bookmarks, time))
-            }
+            Ok(watching) => Ok(watch_answer(watching, self.place, self.shape, wishes)),
             Err(error) if error.code == 410 => Ok(watch_refusal(&error)),
             Err(error) => Err(error),
         }

@@ -123,28 +123,43 @@ fn metadata_of(object: &Value, kind: &str) -> Value {
     json!({"kind": kind, "apiVersion": "meta.k8s.io/v1", "metadata": at(object, "metadata")})
 }
 
+/// The annotation of the bookmark after the objects that were there.
+const PRESENT_END: &str = "k8s.io/initial-events-end";
+
+/// What a client wants of a watch besides changes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WatchWishes {
+    pub(super) bookmarks: bool,
+    pub(super) present_end: bool,
+    pub(super) time: Duration,
+}
+
 /// A watch under way.
 struct Flow {
     watching: Watching,
     place: Place,
     shape: Shape,
     wants_bookmarks: bool,
+    /// Whether a bookmark tells when all objects that were there have been sent: KEP-3157.
+    wants_present_end: bool,
     deadline: Instant,
     /// Column names go with the first table only, as clients expect.
     has_sent_columns: bool,
     is_over: bool,
 }
 
-/// A stream of watch events, one JSON text a line, until `time` is over or the watch ends.
-pub(super) fn watch_answer(
-    watching: Watching,
-    place: Place,
-    shape: Shape,
-    wants_bookmarks: bool,
-    time: Duration,
-) -> Answer {
-    let deadline = Instant::now() + time;
-    let flow = Flow { watching, place, shape, wants_bookmarks, deadline, has_sent_columns: false, is_over: false };
+/// A stream of watch events, one JSON text a line, until its time is over or the watch ends.
+pub(super) fn watch_answer(watching: Watching, place: Place, shape: Shape, wishes: WatchWishes) -> Answer {
+    let flow = Flow {
+        watching,
+        place,
+        shape,
+        wants_bookmarks: wishes.bookmarks,
+        wants_present_end: wishes.present_end,
+        deadline: Instant::now() + wishes.time,
+        has_sent_columns: false,
+        is_over: false,
+    };
     let lines = stream::unfold(flow, |mut flow| async move {
         let line = flow.next_line().await?;
         Some((Ok::<_, Infallible>(Frame::data(line)), flow))
@@ -164,7 +179,12 @@ impl Flow {
             let (kind, object) = match event {
                 Ok(WatchEvent::Object(kind, object)) => (kind.as_str(), self.object(object)),
                 Ok(WatchEvent::Bookmark(revision)) if self.wants_bookmarks => ("BOOKMARK", self.bookmark(revision)),
-                Ok(WatchEvent::Bookmark(_)) => continue,
+                Ok(WatchEvent::PresentEnd(revision)) if self.wants_bookmarks && self.wants_present_end => {
+                    let mut bookmark = self.bookmark(revision);
+                    bookmark["metadata"]["annotations"] = json!({PRESENT_END: "true"});
+                    ("BOOKMARK", bookmark)
+                }
+                Ok(WatchEvent::Bookmark(_) | WatchEvent::PresentEnd(_)) => continue,
                 Err(error) => {
                     self.is_over = true;
                     ("ERROR", error.to_value())
