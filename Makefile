@@ -39,6 +39,8 @@ build:
 	cargo build --release --package portolan
 
 test: test-tools
+	@# The tests of whole labs start the built binary.
+	cargo build --workspace --bins
 	cargo test --workspace
 
 # Takes down every lab that is up.

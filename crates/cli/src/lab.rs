@@ -379,6 +379,10 @@ impl Progress {
     }
 
     fn step(&mut self, text: &str) {
+        if text.is_empty() {
+            self.end();
+            return;
+        }
         if text.starts_with("warning: ") {
             self.end();
             eprintln!("{text}");

@@ -21,7 +21,8 @@ use crate::{LabError, Layout, Result, UpOptions};
 pub use paths::{Expectation, Path, Shop};
 pub use run::Outcome;
 
-/// Runs the demo. `progress` hears what is being done; the results go to `output`.
+/// Runs the demo. `progress` hears what is being done, and an empty text before anything goes to
+/// `output`.
 /// The answer is whether everything was right.
 ///
 /// # Errors
@@ -35,6 +36,7 @@ pub fn demo(options: &UpOptions, progress: &mut dyn FnMut(&str), output: &mut dy
     }
     progress("taking the lab down");
     let down = crate::down(&options.name);
+    progress("");
     let right = result?;
     down?;
     write(output, &format!("The lab is down again; `make demo KEEP=1` leaves it up. {:.1} s\n", seconds(begun)))?;
@@ -51,6 +53,7 @@ fn show(options: &UpOptions, begun: Instant, progress: &mut dyn FnMut(&str), out
     for path in shop.paths()? {
         outcomes.push(run::run(&layout, &description, path)?);
     }
+    progress("");
     write(
         output,
         &format!(
@@ -72,6 +75,7 @@ fn show(options: &UpOptions, begun: Instant, progress: &mut dyn FnMut(&str), out
     progress("tracing");
     let mut right = wrong == 0;
     for (from, to) in shop.traces() {
+        progress("");
         right &= trace(&description, &options.name, &from, &to, output)?;
     }
     write(output, &next_steps(&layout, &shop))?;

@@ -1,0 +1,134 @@
+//! Whole labs with real traffic.
+
+use crate::common::TestLab;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+const CART: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: cart}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: cart}}
+  template:
+    metadata: {labels: {app: cart}}
+    spec: {containers: [{name: server, image: x, ports: [{containerPort: 7070}]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: cart}
+spec: {selector: {app: cart}, ports: [{port: 7070}]}
+";
+
+/// Asks the Service `cart` by name from a pod.
+const ASK: [&str; 3] = ["bash", "-c", "exec 3<>/dev/tcp/cart/7070 && echo hello >&3 && head -n 1 <&3"];
+
+/// Waits for something that another process does.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < end, "not after 20 s: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_lab_comes_up_answers_and_goes_without_a_trace() {
+    let Some(lab) = TestLab::new() else { return };
+    lab.up(CART, &["--nodes", "2", "--ip-family", "dual"]);
+
+    let status: Value = serde_json::from_str(&lab.run("status", &["-o", "json"]).stdout).expect("JSON");
+    assert_eq!(status["name"], lab.name.as_str());
+    assert_eq!(status["nodes"][1]["addresses"], serde_json::json!(["192.168.64.12", "fd00:64::12"]));
+    assert_eq!(status["clients"][1]["name"], "server-1");
+    let pods = status["pods"].as_array().expect("pods");
+    assert_eq!(pods.len(), 4, "{pods:?}");
+    assert!(pods.iter().all(|pod| pod["ready"] == true && pod["addresses"].as_array().map(Vec::len) == Some(2)));
+
+    let done = lab.exec("deploy/cart", &ASK);
+    assert_eq!((done.code, done.stdout.as_str()), (0, "hello\n"), "{}", done.stderr);
+    let done = lab.exec("deploy/cart", &["cat", "/proc/sys/kernel/hostname", "/etc/resolv.conf"]);
+    assert!(done.stdout.starts_with("cart-"), "{}", done.stdout);
+    assert!(done.stdout.contains("nameserver 10.96.0.10\n"), "{}", done.stdout);
+    assert_eq!(lab.exec("node/node-1", &["sh", "-c", "exit 7"]).code, 7);
+    let missing = lab.exec("pod/moon", &["true"]);
+    assert_eq!(missing.code, 1);
+    assert!(missing.stderr.contains("has no pod/default/moon"), "{}", missing.stderr);
+
+    assert_eq!(lab.run("down", &[]).code, 0);
+    lab.assert_gone();
+}
+
+#[test]
+fn labs_run_side_by_side() {
+    let (Some(one), Some(two)) = (TestLab::new(), TestLab::new()) else { return };
+    one.up(CART, &["--nodes", "1"]);
+    two.up(CART, &["--nodes", "1", "--fabric", "host-gw"]);
+    assert_eq!(one.run("down", &[]).code, 0);
+    one.assert_gone();
+    let done = two.exec("deploy/cart", &ASK);
+    assert_eq!((done.code, done.stdout.as_str()), (0, "hello\n"), "{}", done.stderr);
+}
+
+#[test]
+fn down_cleans_up_after_a_supervisor_that_was_killed() {
+    let Some(lab) = TestLab::new() else { return };
+    lab.up(CART, &["--nodes", "1"]);
+    let supervisor = Pid::from_raw(lab.number("supervisor.pid"));
+    kill(supervisor, Signal::SIGKILL).expect("killing the supervisor");
+    until("what it started has died with it", || lab.processes() == 0);
+    assert!(!lab.namespaces().is_empty());
+    assert_eq!(lab.run("down", &[]).code, 0);
+    lab.assert_gone();
+}
+
+#[test]
+fn an_agent_that_was_killed_is_started_again_and_traffic_goes_on_meanwhile() {
+    let Some(lab) = TestLab::new() else { return };
+    lab.up(CART, &["--nodes", "1"]);
+    let agent = lab.number("nodes/node-1/agent.pid");
+    kill(Pid::from_raw(agent), Signal::SIGKILL).expect("killing the agent");
+    let done = lab.exec("deploy/cart", &ASK);
+    assert_eq!((done.code, done.stdout.as_str()), (0, "hello\n"), "{}", done.stderr);
+    until("the agent runs again", || lab.number("nodes/node-1/agent.pid") != agent);
+}
+
+#[test]
+fn a_pod_that_cannot_run_says_why_and_the_rest_runs() {
+    let Some(lab) = TestLab::new() else { return };
+    let conflict = "
+apiVersion: v1
+kind: Pod
+metadata: {name: crowded}
+spec:
+  containers:
+  - {name: a, image: x, ports: [{containerPort: 80}]}
+  - {name: b, image: x, ports: [{containerPort: 80}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: broken, annotations: {portolan.dev/run: 'sh -c \"echo went wrong; exit 3\"'}}
+spec: {containers: [{name: a, image: x}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: fine, annotations: {portolan.dev/run: 'sleep 1000'}}
+spec: {containers: [{name: a, image: x}]}
+";
+    let file = lab.manifest(conflict);
+    assert_eq!(lab.run("up", &["-f", &file, "--nodes", "1"]).code, 0);
+    let ready = |name: &str| {
+        let status: Value = serde_json::from_str(&lab.run("status", &["-o", "json"]).stdout).expect("JSON");
+        let pods = status["pods"].as_array().cloned().unwrap_or_default();
+        pods.iter().any(|pod| pod["name"] == name && pod["ready"] == true)
+    };
+    until("the pod `fine` is ready", || ready("fine"));
+    assert!(!ready("crowded") && !ready("broken"));
+    let log = || std::fs::read_to_string(lab.directory().join("supervisor.log")).unwrap_or_default();
+    until("the reasons are told", || {
+        log().contains("containers `a` and `b` both have containerPort 80") && log().contains("went wrong")
+    });
+}
