@@ -76,6 +76,13 @@ impl Monitor {
         self.epoll.0.as_fd()
     }
 
+    /// Waits until there may be an event, or the time is over. For callers with a thread of their own.
+    pub fn wait(&self, milliseconds: u16) {
+        let mut events = [EpollEvent::empty()];
+        // An interrupted wait is a short one: the caller looks and comes back.
+        let _ = self.epoll.wait(&mut events, milliseconds);
+    }
+
     /// The next event, if there is one now. It never waits.
     pub fn next_event(&mut self) -> Option<Event> {
         while self.waiting.is_empty() {
@@ -131,5 +138,35 @@ fn route_event(message: &OwnedMessage) -> Option<Event> {
             (state & NUD_PERMANENT != 0).then_some(Event::Neighbour)
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_lost_replaces_what_was_known() {
+        let mut monitor = Monitor::open().unwrap();
+        let message = |kind| OwnedMessage { kind, flags: 0, payload: vec![0; 12] };
+        let routes = vec![(0, message(libc::RTM_NEWROUTE)), (0, message(libc::RTM_DELROUTE))];
+        monitor.take(Ok(Some(routes.clone())), route_event);
+        assert_eq!(monitor.waiting, [Event::Route]);
+        monitor.take(Err(KernelError::Overrun), route_event);
+        assert_eq!(monitor.waiting, [Event::Overrun]);
+        monitor.waiting.clear();
+        monitor.waiting.extend((0..=EVENTS_MAX).map(|number| Event::Link(number.to_string())));
+        monitor.take(Ok(Some(routes)), route_event);
+        assert_eq!(monitor.waiting, [Event::Overrun]);
+    }
+
+    #[test]
+    fn neighbours_that_come_with_traffic_are_no_event() {
+        let mut header = vec![0; 12];
+        let message = |payload: &Vec<u8>| OwnedMessage { kind: libc::RTM_NEWNEIGH, flags: 0, payload: payload.clone() };
+        header[8] = 2;
+        assert_eq!(route_event(&message(&header)), None);
+        header[8] = 0x80;
+        assert_eq!(route_event(&message(&header)), Some(Event::Neighbour));
     }
 }

@@ -18,7 +18,7 @@ pub struct Sighting {
     pub outgoing: bool,
     /// The packet as it was there. A tunnel's outer headers are not part of it.
     pub packet: Packet,
-    /// Microseconds since the probe was sent.
+    /// When, in microseconds by the kernel's clock: comparable between nodes of one machine only.
     pub microseconds: u64,
 }
 

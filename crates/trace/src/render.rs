@@ -59,7 +59,9 @@ fn stage(hop: &Hop) -> String {
 fn what(hop: &Hop) -> String {
     match hop.stage {
         Stage::Route => hop.detail.clone(),
-        Stage::Services | Stage::Masquerade => rewrite(&hop.before, &hop.after),
+        Stage::Services => rewrite(&hop.before, &hop.after),
+        // The kernel chooses the port, so none is promised.
+        Stage::Masquerade => format!("src {} ⇒ {}", hop.before.source, hop.after.source),
         _ => hop.after.to_string(),
     }
 }
@@ -79,12 +81,7 @@ fn why(hop: &Hop) -> String {
 pub(crate) fn rewrite(before: &Packet, after: &Packet) -> String {
     let mut parts = Vec::new();
     if (before.source, before.source_port) != (after.source, after.source_port) {
-        let text = if before.source_port == after.source_port {
-            format!("src {} ⇒ {}", before.source, after.source)
-        } else {
-            format!("src {} ⇒ {}", before.source_text(), after.source_text())
-        };
-        parts.push(text);
+        parts.push(format!("src {} ⇒ {}", before.source_text(), after.source_text()));
     }
     if (before.destination, before.destination_port) != (after.destination, after.destination_port) {
         parts.push(format!("dst {} ⇒ {}", before.destination_text(), after.destination_text()));

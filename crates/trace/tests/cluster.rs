@@ -1,4 +1,5 @@
 //! Walks through a cluster of two nodes, compiled from tables: the way of a packet and its reasons.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

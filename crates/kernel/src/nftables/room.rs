@@ -72,6 +72,11 @@ impl NftablesRoom {
         Err(last)
     }
 
+    /// The port that marks notifications of our own requests.
+    pub fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
     /// Makes changes, in their order, in as few transactions as their number allows. Changes that the
     /// kernel refuses are left out and reported; the others are made.
     pub fn apply(&mut self, changes: &[Change]) -> Report {
