@@ -1,4 +1,27 @@
-//! The long-running roles, each one loop.
+//! The long-running roles, each one loop: the node's agent, and the cluster's DNS server.
+//!
+//! - [`node`]: keeps one node's kernel as the cluster wants it, and answers CNI calls.
+//! - [`dns`]: the cluster's tables to the DNS server.
+//! - [`attachments`], [`cni_socket`]: the records of pod interfaces, and the plugin's way in.
+//! - [`client`], [`api`], [`table`]: what the command line asks an agent, and how.
+//! - [`config`]: one YAML file per role.
+//!
+//! Effects start here: tasks, threads, sockets and time. What is decided, is decided in pure crates.
 
+pub mod api;
 pub mod attachments;
+pub mod client;
 pub mod cni_socket;
+pub mod config;
+pub mod dns;
+pub mod metrics;
+pub mod node;
+pub mod probe;
+pub mod table;
+
+mod admin_socket;
+mod limits;
+mod publish;
+
+pub use admin_socket::SocketError;
+pub use config::AgentConfig;

@@ -1,0 +1,246 @@
+//! The agent's configuration: one YAML file, every field named as users write it.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use portolan_intent::FabricMode;
+use portolan_net::{Family, NodeName, Vni};
+use serde::Deserialize;
+
+/// Where the cluster's objects are read from.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KubernetesConfig {
+    /// A Unix socket that serves the Kubernetes API in plain HTTP.
+    pub socket: Option<PathBuf>,
+    /// A kubeconfig file. Without either, the pod's service account is used.
+    pub kubeconfig: Option<PathBuf>,
+}
+
+impl KubernetesConfig {
+    /// How to reach the API.
+    pub fn connection(&self) -> portolan_source::Connection {
+        use portolan_source::Connection;
+        match (&self.socket, &self.kubeconfig) {
+            (Some(socket), _) => Connection::Socket(socket.clone()),
+            (None, Some(kubeconfig)) => Connection::Kubeconfig(kubeconfig.clone()),
+            (None, None) => Connection::InCluster,
+        }
+    }
+}
+
+/// How Services are programmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServicesMode {
+    /// Our nftables tables, over netlink.
+    Nftables,
+}
+
+/// The node agent's configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AgentConfig {
+    /// The name of this node in the cluster.
+    pub node: NodeName,
+    /// Where the cluster's objects are read from.
+    pub kubernetes: KubernetesConfig,
+    /// How pods on other nodes are reached.
+    #[serde(default = "default_fabric")]
+    pub fabric: FabricMode,
+    /// How Services are programmed.
+    #[serde(default = "default_services")]
+    pub services: ServicesMode,
+    /// Network identifier of the VXLAN fabric.
+    #[serde(default = "default_vni")]
+    pub vni: u32,
+    /// UDP port of the VXLAN fabric.
+    #[serde(default = "default_vxlan_port")]
+    pub vxlan_port: u16,
+    /// The prefixes that hold all pods of the cluster, at most one per family.
+    pub cluster_prefixes: Vec<IpNet>,
+    /// The prefixes that hold all ClusterIPs.
+    #[serde(default)]
+    pub service_prefixes: Vec<IpNet>,
+    /// Whether pods leave the cluster with the node's address.
+    #[serde(default = "default_masquerade")]
+    pub masquerade: bool,
+    /// The link that leads to the other nodes; by default the one that holds the node's address.
+    pub underlay_interface: Option<String>,
+    /// The bridge that joins the node's pods.
+    #[serde(default = "default_bridge")]
+    pub bridge: String,
+    /// What must outlive the process: the records of pod interfaces.
+    #[serde(default = "default_state_directory")]
+    pub state_directory: PathBuf,
+    /// The sockets `agent.sock` (administration) and `cni.sock` (for the CNI plugin).
+    #[serde(default = "default_runtime_directory")]
+    pub runtime_directory: PathBuf,
+    /// Where metrics and health are served over HTTP; not at all by default.
+    pub metrics_address: Option<SocketAddr>,
+}
+
+fn default_fabric() -> FabricMode {
+    FabricMode::Vxlan
+}
+
+fn default_services() -> ServicesMode {
+    ServicesMode::Nftables
+}
+
+/// Flannel's default `VNI`.
+fn default_vni() -> u32 {
+    1
+}
+
+/// The Linux kernel's default, which Flannel keeps; the IANA port is 4789.
+fn default_vxlan_port() -> u16 {
+    8472
+}
+
+fn default_masquerade() -> bool {
+    true
+}
+
+fn default_bridge() -> String {
+    "cni0".into()
+}
+
+fn default_state_directory() -> PathBuf {
+    "/var/lib/portolan".into()
+}
+
+fn default_runtime_directory() -> PathBuf {
+    "/run/portolan".into()
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration {path} cannot be read: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("the configuration {path} does not parse: {reason}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        reason: String,
+    },
+    /// A field has a value that cannot be used.
+    #[error("the configuration {path}: {field}: {reason}")]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: &'static str,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+}
+
+/// Reads a YAML file of a role's configuration.
+pub fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+    serde_saphyr::from_str(&text)
+        .map_err(|error| ConfigError::Parse { path: path.to_path_buf(), reason: error.to_string() })
+}
+
+impl AgentConfig {
+    /// Reads and checks a configuration file.
+    pub fn load(path: &Path) -> Result<AgentConfig, ConfigError> {
+        let config: AgentConfig = read(path)?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    /// The network identifier as a value that fits the header.
+    pub fn vni(&self) -> Option<Vni> {
+        Vni::new(self.vni)
+    }
+
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        let wrong = |field, reason: String| ConfigError::Field { path: path.to_path_buf(), field, reason };
+        if self.vni().is_none() {
+            return Err(wrong("vni", format!("{} does not fit 24 bits: use 1 to 16777215", self.vni)));
+        }
+        for (field, prefixes) in
+            [("clusterPrefixes", &self.cluster_prefixes), ("servicePrefixes", &self.service_prefixes)]
+        {
+            for family in Family::ALL {
+                let count = prefixes.iter().filter(|prefix| Family::of_prefix(prefix) == family).count();
+                if count > 1 {
+                    return Err(wrong(field, format!("{count} {family} prefixes: give at most one of each family")));
+                }
+            }
+        }
+        if self.cluster_prefixes.is_empty() {
+            return Err(wrong("clusterPrefixes", "empty: give the prefix that holds all pods (--cluster-cidr)".into()));
+        }
+        for pods in &self.cluster_prefixes {
+            for services in &self.service_prefixes {
+                if pods.contains(services) || services.contains(pods) {
+                    return Err(wrong("servicePrefixes", format!("{services} overlaps the pods' {pods}")));
+                }
+            }
+        }
+        // The kernel holds interface names in 16 bytes with their end (IFNAMSIZ).
+        if self.bridge.is_empty() || self.bridge.len() > 15 {
+            return Err(wrong("bridge", format!("`{}` is not a link name: use 1 to 15 characters", self.bridge)));
+        }
+        Ok(())
+    }
+}
+
+/// The configuration file of the `dns` role.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DnsRoleConfig {
+    /// Where the cluster's objects are read from; without it only `server` answers.
+    pub kubernetes: Option<KubernetesConfig>,
+    /// The server itself.
+    pub server: portolan_dns::Config,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<AgentConfig, String> {
+        let config: AgentConfig = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        config.check(Path::new("agent.yaml")).map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    const SMALL: &str = "node: node-1\nkubernetes: {socket: /run/api.sock}\nclusterPrefixes: [10.42.0.0/16]\n";
+
+    #[test]
+    fn what_is_not_said_has_flannels_defaults() {
+        let config = parse(SMALL).unwrap();
+        assert_eq!((config.fabric, config.vni, config.vxlan_port), (FabricMode::Vxlan, 1, 8472));
+        assert_eq!(config.bridge, "cni0");
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        for (extra, expected) in [
+            ("vni: 16777216\n", "vni: 16777216 does not fit 24 bits"),
+            ("servicePrefixes: [10.42.96.0/24]\n", "servicePrefixes: 10.42.96.0/24 overlaps the pods' 10.42.0.0/16"),
+            ("bridge: a-name-that-is-too-long\n", "bridge: `a-name-that-is-too-long` is not a link name"),
+            ("fabrik: vxlan\n", "fabrik"),
+        ] {
+            let error = parse(&format!("{SMALL}{extra}")).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+        let error = parse("node: a\nkubernetes: {}\nclusterPrefixes: [10.0.0.0/8, 10.1.0.0/16]\n").unwrap_err();
+        assert!(error.contains("2 IPv4 prefixes"), "{error}");
+    }
+}

@@ -1,0 +1,432 @@
+//! One apply cycle: tables to intent to programs to kernel.
+//!
+//! Intent and programs are kept between cycles, so that a cycle costs what changed. What the kernel is
+//! believed to hold (`held`) is only a shortcut: a failure, a notification or the passing of time makes
+//! the engine read the kernel again and work from what is there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use portolan_intent::services::ServicesCompiler;
+use portolan_intent::{FabricMode, NodeView, fabric, masquerade, wiring};
+use portolan_kernel::KernelError;
+use portolan_kernel::monitor::Event;
+use portolan_net::{IpNet, MacAddress, ObjectKind};
+use portolan_program::netlink::{self, Surroundings};
+use portolan_program::nftables;
+use portolan_state::{AttachmentKey, Change, Dirty, Node, Problem, Snapshot, Writer};
+
+use super::port::KernelPort;
+use crate::config::AgentConfig;
+use crate::metrics::Metrics;
+
+/// Tables that must have been listed in full before the kernel is touched. Pods serve names and traces
+/// only, so the data plane does not wait for them.
+const NEEDED: &[ObjectKind] = &[ObjectKind::Node, ObjectKind::Service, ObjectKind::EndpointSlice];
+
+/// What came of a cycle.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Whether the kernel was touched or read at all: false before in-sync.
+    pub ran: bool,
+    /// Changes that were made or tried.
+    pub changes: usize,
+    /// Netlink messages that they took.
+    pub messages: usize,
+    /// What the kernel refused; it is tried again.
+    pub failures: Vec<String>,
+    /// Pod interfaces that could not be made, with the reason.
+    pub failed_pods: BTreeMap<AttachmentKey, KernelError>,
+}
+
+/// Why the engine waits although every table is in sync.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Waiting {
+    /// Tables are missing.
+    #[error("these tables have not been listed in full yet: {0}; is the API server reachable?")]
+    NotInSync(String),
+    /// The node is not registered.
+    #[error("the cluster has no Node {0} yet: register the node, or set `node` in the configuration")]
+    NoNode(String),
+    /// The node has no addresses for pods.
+    #[error("Node {0} has no pod prefix (spec.podCIDRs) yet: does the controller that hands them out run?")]
+    NoPodPrefix(String),
+    /// The way to other nodes cannot be found.
+    #[error("no link holds an address of Node {node} ({addresses}): set underlayInterface, or mend status.addresses")]
+    NoUnderlay {
+        /// The node.
+        node: String,
+        /// Its addresses.
+        addresses: String,
+    },
+    /// The configured link is not there.
+    #[error("the link {0} does not exist: mend underlayInterface")]
+    NoSuchLink(String),
+    /// The kernel does not answer.
+    #[error("the kernel cannot be read: {0}")]
+    Kernel(String),
+}
+
+/// The agent's memory of the cluster and of the kernel.
+pub struct Engine<P> {
+    /// The kernel.
+    pub port: P,
+    /// The tables' writer.
+    pub writer: Writer,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    config: AgentConfig,
+    snapshot: Snapshot,
+    /// Keys that changed before the engine could use them.
+    pending: Dirty,
+    compiled: Option<Compiled>,
+    waiting: Option<Waiting>,
+    others: Surroundings,
+    /// Rooms whose kernel side must be read again.
+    stale: Stale,
+}
+
+/// Which rooms must be read again. A full reading of one is no reason for the other's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stale {
+    netlink: bool,
+    nftables: bool,
+}
+
+impl Stale {
+    const NOTHING: Stale = Stale { netlink: false, nftables: false };
+    const EVERYTHING: Stale = Stale { netlink: true, nftables: true };
+}
+
+/// Everything that follows from a view. A new view starts it anew.
+struct Compiled {
+    view: NodeView,
+    services: ServicesCompiler,
+    nftables: nftables::Compiler,
+    /// What rtnetlink must hold.
+    wanted: netlink::Program,
+    /// What it is believed to hold.
+    held: netlink::Program,
+    problems: Vec<Problem>,
+}
+
+impl<P: KernelPort> Engine<P> {
+    /// An engine that has seen nothing yet.
+    pub fn new(config: AgentConfig, port: P, metrics: Arc<Metrics>) -> Engine<P> {
+        Engine {
+            port,
+            writer: Writer::new(),
+            metrics,
+            config,
+            snapshot: Snapshot::default(),
+            pending: Dirty::default(),
+            compiled: None,
+            waiting: Some(Waiting::NotInSync("all".to_owned())),
+            others: Surroundings::default(),
+            stale: Stale::EVERYTHING,
+        }
+    }
+
+    /// The tables as of the last cycle.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// What keeps the engine from working, if anything does.
+    pub fn waiting(&self) -> Option<&Waiting> {
+        self.waiting.as_ref()
+    }
+
+    /// The node's view, once it is known.
+    pub fn view(&self) -> Option<&NodeView> {
+        self.compiled.as_ref().map(|compiled| &compiled.view)
+    }
+
+    /// MTU of pods in bytes, once it is known.
+    pub fn pod_mtu(&self) -> Option<u32> {
+        let view = self.view()?;
+        Some(view.pod_mtu(wiring::underlay_has_ipv6(&self.snapshot, &view.node)))
+    }
+
+    /// What is not ours on this node, as of the last reading.
+    pub fn surroundings(&self) -> &Surroundings {
+        &self.others
+    }
+
+    /// The netlink room's program.
+    pub fn netlink_program(&self) -> Option<&netlink::Program> {
+        self.compiled.as_ref().map(|compiled| &compiled.wanted)
+    }
+
+    /// The nftables room's program.
+    pub fn nftables_program(&self) -> Option<&nftables::Program> {
+        self.compiled.as_ref().map(|compiled| compiled.nftables.program())
+    }
+
+    /// The frontends of Services.
+    pub fn services(&self) -> Option<&portolan_intent::services::ServicesIntent> {
+        self.compiled.as_ref().map(|compiled| compiled.services.intent())
+    }
+
+    /// What has no effect, and why: objects, claims, other nodes.
+    pub fn problems(&self) -> Vec<Problem> {
+        let further = self
+            .compiled
+            .iter()
+            .flat_map(|compiled| compiled.problems.iter().cloned().chain(compiled.services.problems()));
+        crate::table::gather(&self.snapshot, further)
+    }
+
+    /// The hardware addresses that other nodes must know for the VXLAN fabric, by family.
+    pub fn vtep_macs(&self) -> Option<[MacAddress; 2]> {
+        let view = self.view().filter(|view| view.fabric == FabricMode::Vxlan)?;
+        let mac = |family| netlink::fabric::vtep_mac(&view.node, view.vni, family);
+        Some([mac(portolan_net::Family::V4), mac(portolan_net::Family::V6)])
+    }
+
+    /// How many objects and parts of objects have no effect.
+    pub fn problem_count(&self) -> usize {
+        let further = self.compiled.as_ref().map_or(0, |compiled| compiled.problems.len());
+        self.snapshot.problems.len() + further
+    }
+
+    /// The kernel may differ from what is believed: read all of it at the next cycle.
+    pub fn request_resync(&mut self) {
+        self.stale = Stale::EVERYTHING;
+    }
+
+    /// Others changed the kernel: read that part of it at the next cycle.
+    pub fn noticed(&mut self, event: &Event) {
+        match event {
+            Event::Ruleset => self.stale.nftables = true,
+            Event::Link(_) | Event::Address | Event::Route | Event::Neighbour => self.stale.netlink = true,
+            Event::Overrun => self.stale = Stale::EVERYTHING,
+        }
+    }
+
+    /// Brings the kernel up to the tables.
+    pub fn cycle(&mut self) -> Outcome {
+        let (snapshot, dirty) = self.writer.take();
+        self.snapshot = snapshot;
+        merge(&mut self.pending, dirty);
+        let outcome = match self.run() {
+            Ok(outcome) => {
+                self.waiting = None;
+                self.metrics.set_in_sync();
+                outcome
+            }
+            Err(waiting) => {
+                if self.waiting.as_ref() != Some(&waiting) {
+                    tracing::info!(reason = %waiting, "waiting");
+                }
+                self.waiting = Some(waiting);
+                Outcome::default()
+            }
+        };
+        // What failed is tried again from what the kernel then holds.
+        if !outcome.failures.is_empty() {
+            self.stale = Stale::EVERYTHING;
+        }
+        outcome
+    }
+
+    fn run(&mut self) -> Result<Outcome, Waiting> {
+        self.check_in_sync()?;
+        let node = self.own_node()?;
+        if self.stale != Stale::NOTHING {
+            return self.resync(&node);
+        }
+        let dirty = std::mem::take(&mut self.pending);
+        // The node's own entry decides the view; so a change of it starts from what the kernel holds.
+        if self.compiled.is_none() || dirty.nodes.contains(&self.config.node) {
+            merge(&mut self.pending, dirty);
+            return self.resync(&node);
+        }
+        Ok(self.follow(&dirty))
+    }
+
+    fn check_in_sync(&self) -> Result<(), Waiting> {
+        let missing: Vec<String> =
+            NEEDED.iter().filter(|table| !self.snapshot.in_sync.contains(*table)).map(ToString::to_string).collect();
+        if missing.is_empty() { Ok(()) } else { Err(Waiting::NotInSync(missing.join(", "))) }
+    }
+
+    fn own_node(&self) -> Result<Arc<Node>, Waiting> {
+        let name = &self.config.node;
+        let node = self.snapshot.nodes.get(name).ok_or_else(|| Waiting::NoNode(name.to_string()))?;
+        if node.pod_prefixes.is_empty() {
+            return Err(Waiting::NoPodPrefix(name.to_string()));
+        }
+        Ok(node.clone())
+    }
+
+    /// Applies what changed, by what the kernel is believed to hold.
+    fn follow(&mut self, dirty: &Dirty) -> Outcome {
+        let mut outcome = Outcome { ran: true, ..Outcome::default() };
+        let Some(compiled) = &mut self.compiled else { return outcome };
+        if !dirty.nodes.is_empty() || !dirty.attachments.is_empty() {
+            compiled.compile_netlink(&self.snapshot);
+            let changes = netlink::diff(&compiled.wanted, &compiled.held, &self.others);
+            apply_netlink(&mut self.port, &self.metrics, &changes, &mut outcome);
+            compiled.held.clone_from(&compiled.wanted);
+        }
+        if !dirty.services.is_empty() {
+            let updates = compiled.services.update(&self.snapshot, dirty);
+            let changes = compiled.nftables.update_services(&updates);
+            apply_nftables(&mut self.port, &self.metrics, &changes, &mut outcome);
+        }
+        outcome
+    }
+
+    /// Reads what is stale of the kernel, compiles, and applies the difference.
+    fn resync(&mut self, node: &Node) -> Result<Outcome, Waiting> {
+        self.metrics.resync();
+        let unreadable = |error: KernelError| Waiting::Kernel(error.to_string());
+        let observed = self.port.observe_netlink().map_err(unreadable)?;
+        self.others = observed.others;
+        let view = view(&self.config, node, &self.others)?;
+        let is_known = self.compiled.as_ref().is_some_and(|compiled| compiled.view == view);
+        let tables = if is_known && !self.stale.nftables {
+            None
+        } else {
+            Some(self.port.observe_nftables().map_err(unreadable)?)
+        };
+        let mut dirty = std::mem::take(&mut self.pending);
+        if !is_known {
+            self.compiled = Some(Compiled::new(view));
+            dirty = Dirty::everything(&self.snapshot);
+        }
+        let mut outcome = Outcome { ran: true, ..Outcome::default() };
+        let Some(compiled) = &mut self.compiled else { return Ok(outcome) };
+        compiled.compile_netlink(&self.snapshot);
+        let updates = compiled.services.update(&self.snapshot, &dirty);
+        let mut table_changes = compiled.nftables.update_services(&updates);
+        table_changes.extend(compiled.nftables.set_masquerade(&masquerade::compile(&self.snapshot, &compiled.view)));
+        if let Some(tables) = tables {
+            table_changes = nftables::diff(compiled.nftables.program(), &tables);
+        }
+        let changes = netlink::diff(&compiled.wanted, &observed.ours, &self.others);
+        apply_netlink(&mut self.port, &self.metrics, &changes, &mut outcome);
+        compiled.held.clone_from(&compiled.wanted);
+        apply_nftables(&mut self.port, &self.metrics, &table_changes, &mut outcome);
+        self.stale = Stale::NOTHING;
+        Ok(outcome)
+    }
+
+    /// What would change in the kernel now, as the text of each room.
+    pub fn plan(&mut self) -> Result<String, KernelError> {
+        let observed = self.port.observe_netlink()?;
+        let tables = self.port.observe_nftables()?;
+        let Some(compiled) = &self.compiled else { return Ok(String::new()) };
+        let mut text = String::new();
+        for change in netlink::diff(&compiled.wanted, &observed.ours, &observed.others) {
+            text.push_str(&change.to_string());
+            text.push('\n');
+        }
+        let changes = nftables::diff(compiled.nftables.program(), &tables);
+        text.push_str(&nftables::render_changes(&changes));
+        Ok(text)
+    }
+
+    /// Applies one change of the tables: for the CNI verbs, which then run a cycle.
+    pub fn write(&mut self, change: Change) {
+        self.writer.apply(change);
+    }
+
+    /// Applies many changes of the tables.
+    pub fn write_all(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            self.writer.apply(change);
+        }
+    }
+
+    /// This node's pod prefixes, for the book of attachments.
+    pub fn pod_prefixes(&self) -> Vec<IpNet> {
+        self.snapshot.nodes.get(&self.config.node).map(|node| node.pod_prefixes.clone()).unwrap_or_default()
+    }
+}
+
+impl Compiled {
+    fn new(view: NodeView) -> Compiled {
+        let families = nftables::families_of(&view);
+        Compiled {
+            services: ServicesCompiler::new(view.node.clone()),
+            nftables: nftables::Compiler::new(&view, &families),
+            wanted: netlink::Program::default(),
+            held: netlink::Program::default(),
+            problems: Vec::new(),
+            view,
+        }
+    }
+
+    fn compile_netlink(&mut self, snapshot: &Snapshot) {
+        let (fabric, problems) = fabric::compile(snapshot, &self.view);
+        let wiring = wiring::compile(snapshot, &self.view);
+        self.wanted = netlink::compile(&fabric, &wiring, &self.view);
+        self.problems = problems;
+    }
+}
+
+/// Who this node is, from its configuration, its entry in the cluster, and its links.
+fn view(config: &AgentConfig, node: &Node, others: &Surroundings) -> Result<NodeView, Waiting> {
+    let underlay = if let Some(name) = &config.underlay_interface {
+        others.link(name).ok_or_else(|| Waiting::NoSuchLink(name.clone()))?
+    } else {
+        let holder = others.addresses.iter().find(|(_, prefix)| node.addresses.contains(&prefix.addr()));
+        holder.and_then(|(link, _)| others.link(link)).ok_or_else(|| Waiting::NoUnderlay {
+            node: node.name.to_string(),
+            addresses: node.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        })?
+    };
+    // The configuration was checked when it was read.
+    let vni = config.vni().ok_or_else(|| Waiting::Kernel("the vni does not fit 24 bits".to_owned()))?;
+    Ok(NodeView {
+        node: config.node.clone(),
+        fabric: config.fabric,
+        vni,
+        vxlan_port: config.vxlan_port,
+        cluster_prefixes: config.cluster_prefixes.clone(),
+        service_prefixes: config.service_prefixes.clone(),
+        masquerade: config.masquerade,
+        underlay_interface: underlay.name.clone(),
+        underlay_mtu: underlay.mtu,
+        bridge: config.bridge.clone(),
+    })
+}
+
+fn apply_netlink<P: KernelPort>(port: &mut P, metrics: &Metrics, changes: &[netlink::Change], outcome: &mut Outcome) {
+    if changes.is_empty() {
+        return;
+    }
+    outcome.changes += changes.len();
+    let applied = port.apply_netlink(changes);
+    outcome.messages += applied.messages;
+    metrics.applied("netlink", changes.len(), applied.failed.len(), applied.messages);
+    for (change, error) in applied.failed {
+        outcome.failures.push(format!("{change}: {error}"));
+        if let netlink::Change::CreatePod(pod) | netlink::Change::AdjustPod(pod) = &change {
+            outcome.failed_pods.insert(pod.key.clone(), error);
+        }
+    }
+}
+
+fn apply_nftables<P: KernelPort>(port: &mut P, metrics: &Metrics, changes: &[nftables::Change], outcome: &mut Outcome) {
+    if changes.is_empty() {
+        return;
+    }
+    outcome.changes += changes.len();
+    let applied = port.apply_nftables(changes);
+    outcome.messages += applied.messages;
+    metrics.applied("nftables", changes.len(), applied.failed.len(), applied.messages);
+    for (change, error) in applied.failed {
+        outcome.failures.push(format!("{}: {error}", nftables::render_changes(&[change]).trim_end()));
+    }
+}
+
+fn merge(into: &mut Dirty, from: Dirty) {
+    into.namespaces.extend(from.namespaces);
+    into.nodes.extend(from.nodes);
+    into.services.extend(from.services);
+    into.pods.extend(from.pods);
+    into.attachments.extend(from.attachments);
+}

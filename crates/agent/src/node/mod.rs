@@ -1,0 +1,25 @@
+//! The node's agent: one loop that keeps the kernel as the cluster wants it.
+//!
+//! ```text
+//!  source ─┐                                        ┌▶ nftables
+//!  CNI ────┼─▶ role (one loop) ─▶ state ─▶ intent ─▶ programs ─▶ kernel
+//!  monitor ┤        │                               └▶ netlink
+//!  socket ─┘        └▶ answers: tables, plan, trace, metrics
+//! ```
+//!
+//! - [`role`] is the loop: it waits for events, gathers them, and lets the engine run a cycle.
+//! - [`engine`] is the cycle: tables to intent to programs to kernel, and what failed stays dirty.
+//! - [`verbs`] answers CNI calls, [`answers`] the administration socket.
+//! - [`port`] is the kernel as the engine sees it, so that a fake one can stand in.
+//!
+//! It promises: nothing in the kernel changes before every table is in sync; a restart adopts what it
+//! finds; stopping leaves the data plane forwarding; what others break is mended on notification.
+
+mod answers;
+pub mod engine;
+pub mod port;
+mod role;
+mod verbs;
+mod watch;
+
+pub use role::{RunError, clean, run};
