@@ -11,7 +11,7 @@ ifdef CARGO_TARGET_DIR
 PORTOLAN := $(CARGO_TARGET_DIR)/release/portolan
 endif
 
-.PHONY: demo test build clean-labs tools test-tools
+.PHONY: demo test lint build clean-labs tools test-tools
 
 # A program and the package that brings it.
 DEMO_TOOLS := ip:iproute2 cc:build-essential
