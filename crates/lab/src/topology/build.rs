@@ -1,11 +1,9 @@
-//! Makes a topology: namespaces in parallel, then the links with one `ip -batch` per namespace.
+//! Makes a topology over netlink: namespaces in parallel, then the router, then members in parallel.
 
-use std::fmt::Write as _;
-use std::io::Write as _;
-use std::process::{Command, Stdio};
-
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use ipnet::IpNet;
+use portolan_kernel::link::Links;
+use portolan_kernel::netns::Namespace;
 use portolan_net::Family;
 
 use super::{INTERFACE, Member, ROUTER, Topology, namespace};
@@ -38,15 +36,10 @@ pub fn build(layout: &Layout, topology: &Topology) -> anyhow::Result<()> {
             .collect();
         join(threads)
     })?;
-    ip(&layout.namespace(ROUTER), &router_batch(layout, topology))?;
+    build_router(layout, topology)?;
     std::thread::scope(|scope| {
-        let threads: Vec<_> = topology
-            .members()
-            .map(|member| {
-                let batch = member_batch(topology, member);
-                scope.spawn(move || ip(&layout.namespace(&member.name), &batch))
-            })
-            .collect();
+        let threads: Vec<_> =
+            topology.members().map(|member| scope.spawn(move || build_member(layout, topology, member))).collect();
         join(threads)
     })
 }
@@ -58,67 +51,51 @@ fn join(threads: Vec<std::thread::ScopedJoinHandle<'_, anyhow::Result<()>>>) -> 
 }
 
 /// The router: a bridge per segment and a port per member, whose other end is the member's interface.
-fn router_batch(layout: &Layout, topology: &Topology) -> String {
-    let mut batch = String::from("link set lo up\n");
-    let mtu = topology.mtu;
+fn build_router(layout: &Layout, topology: &Topology) -> anyhow::Result<()> {
+    let mut links = links_of(layout, ROUTER)?;
+    links.set_up("lo").context("setting the router's `lo` up")?;
     for segment in &topology.segments {
         let name = &segment.name;
-        let _ =
-            writeln!(batch, "link add name {name} mtu {mtu} type bridge stp_state 0 forward_delay 0 mcast_snooping 0");
+        let doing = || format!("making segment {name}");
+        links.create_bridge(name).and_then(|()| links.set_mtu(name, topology.mtu)).with_context(doing)?;
         for address in &segment.router {
-            let _ = writeln!(batch, "address add {address} dev {name}{}", no_detection(address));
+            links.add_address(name, *address).with_context(doing)?;
         }
-        let _ = writeln!(batch, "link set {name} up");
+        links.set_up(name).with_context(doing)?;
     }
     for member in topology.members() {
         let Member { name, segment, .. } = member;
-        let namespace = layout.namespace(name);
-        let _ = writeln!(
-            batch,
-            "link add name {name} mtu {mtu} type veth peer name {INTERFACE} mtu {mtu} netns {namespace}\n\
-             link set {name} master {segment} up"
-        );
+        let doing = || format!("connecting {name} to segment {segment}");
+        let namespace = Namespace::open(&namespace::path(&layout.namespace(name))).with_context(doing)?;
+        links.create_veth(name, INTERFACE, &namespace, Some(topology.mtu)).with_context(doing)?;
+        links.set_master(name, segment).and_then(|()| links.set_up(name)).with_context(doing)?;
     }
-    batch
+    Ok(())
 }
 
-fn member_batch(topology: &Topology, member: &Member) -> String {
-    let mut batch = format!("link set lo up\nlink set {INTERFACE} up\n");
+fn build_member(layout: &Layout, topology: &Topology, member: &Member) -> anyhow::Result<()> {
+    let doing = || format!("giving {} its addresses", member.name);
+    let mut links = links_of(layout, &member.name)?;
+    links.set_up("lo").and_then(|()| links.set_mtu(INTERFACE, topology.mtu)).with_context(doing)?;
+    links.set_up(INTERFACE).with_context(doing)?;
     let routers = topology.segment(&member.segment).map(|segment| segment.router.as_slice()).unwrap_or_default();
     for address in &member.addresses {
         for router in routers.iter().filter(|router| router.contains(address)) {
-            let own = format!("{address}/{}", router.prefix_len());
-            let _ = writeln!(batch, "address add {own} dev {INTERFACE}{}", no_detection(router));
-            let _ = writeln!(batch, "route add default via {} dev {INTERFACE}", router.addr());
+            let own = IpNet::new(*address, router.prefix_len()).with_context(doing)?;
+            let everywhere = match Family::of(*address) {
+                Family::V4 => IpNet::from(ipnet::Ipv4Net::default()),
+                Family::V6 => IpNet::from(ipnet::Ipv6Net::default()),
+            };
+            links.add_address(INTERFACE, own).with_context(doing)?;
+            links.add_route(INTERFACE, everywhere, Some(router.addr())).with_context(doing)?;
         }
     }
-    batch
+    // The carrier is here since the line above that brought it up; packets may pass only later.
+    links.settle(INTERFACE).with_context(doing)
 }
 
-/// Duplicate address detection takes a second, and nobody else can have these addresses.
-fn no_detection(prefix: &IpNet) -> &'static str {
-    match Family::of_prefix(prefix) {
-        Family::V4 => "",
-        Family::V6 => " nodad",
-    }
-}
-
-/// Runs `ip -batch` in a namespace.
-fn ip(namespace: &str, batch: &str) -> anyhow::Result<()> {
-    let mut child = Command::new("ip")
-        .args(["-n", namespace, "-batch", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("running `ip` (Debian package iproute2)")?;
-    if let Some(mut input) = child.stdin.take() {
-        input.write_all(batch.as_bytes()).context("writing to `ip`")?;
-    }
-    let output = child.wait_with_output().context("waiting for `ip`")?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("`ip -batch` in namespace {namespace} failed: {}\nit was given:\n{batch}", said.trim());
-    }
-    Ok(())
+fn links_of(layout: &Layout, member: &str) -> anyhow::Result<Links> {
+    let name = layout.namespace(member);
+    let namespace = Namespace::open(&namespace::path(&name)).with_context(|| format!("opening namespace {name}"))?;
+    Links::open(&namespace).with_context(|| format!("opening the links of namespace {name}"))
 }
