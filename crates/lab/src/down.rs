@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use nix::mount::{MntFlags, umount2};
@@ -14,6 +15,9 @@ use crate::description::Description;
 use crate::limits::STOP_TIME_MAX;
 use crate::topology::namespace;
 use crate::{Layout, Result};
+
+/// How often it is looked whether killed processes are gone.
+const EXIT_PERIOD: Duration = Duration::from_millis(2);
 
 /// Stops a lab's supervisor and removes everything of the lab.
 ///
@@ -63,8 +67,11 @@ pub(crate) fn remove(layout: &Layout, description: &Description) -> Result<()> {
         names.extend(uids.map(|uid| layout.pod_namespace(&uid)));
     }
     let paths: Vec<PathBuf> = names.iter().map(|name| namespace::path(name)).collect();
-    let killed = namespace::kill_processes(&paths);
-    tracing::debug!(killed, "processes of the lab's namespaces");
+    // A killed process is in its namespace until the kernel has taken it down.
+    let until = Instant::now() + STOP_TIME_MAX;
+    while namespace::kill_processes(&paths) > 0 && Instant::now() < until {
+        std::thread::sleep(EXIT_PERIOD);
+    }
     let mut first = Ok(());
     for name in &names {
         first = first.and(namespace::remove(name));

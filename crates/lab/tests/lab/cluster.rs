@@ -1,10 +1,9 @@
 //! Whole labs with real traffic.
 
-use crate::common::TestLab;
+use crate::common::{TestLab, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use std::time::{Duration, Instant};
 
 const CART: &str = "
 apiVersion: apps/v1
@@ -25,15 +24,6 @@ spec: {selector: {app: cart}, ports: [{port: 7070}]}
 
 /// Asks the Service `cart` by name from a pod.
 const ASK: [&str; 3] = ["bash", "-c", "exec 3<>/dev/tcp/cart/7070 && echo hello >&3 && head -n 1 <&3"];
-
-/// Waits for something that another process does.
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(Instant::now() < end, "not after 20 s: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
 
 #[test]
 fn a_lab_comes_up_answers_and_goes_without_a_trace() {
