@@ -15,7 +15,8 @@ endif
 
 # A program and the package that brings it.
 DEMO_TOOLS := ip:iproute2 cc:build-essential
-TEST_TOOLS := $(DEMO_TOOLS) nft:nftables conntrack:conntrack curl:curl dig:bind9-dnsutils jq:jq kubectl:kubernetes-client
+TEST_TOOLS := $(DEMO_TOOLS) nft:nftables conntrack:conntrack curl:curl dig:bind9-dnsutils jq:jq \
+	kubectl:kubernetes-client etcd:etcd-server openssl:openssl podman:podman crun:crun busybox:busybox-static
 
 # Installs the packages of the programs in $(1) that are not there.
 define install

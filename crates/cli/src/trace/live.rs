@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use portolan_agent::api::{ObserveQuestion, Observed, ProbeAnswer, ProbeQuestion};
 use portolan_net::Protocol;
 use portolan_trace::{Difference, End, Ingress, Sighting, Trace};
 use serde::Serialize;
+use tokio::sync::mpsc;
 
 use super::{Sender, Sent};
 use crate::agents::Agents;
@@ -16,6 +18,10 @@ use crate::output::Failure;
 
 /// How long agents look for the probe, in milliseconds. An unanswered probe is given up before.
 const LOOK_MILLISECONDS: u64 = 2500;
+
+/// How long sightings may still come in once the sender knows its answer: they are only underway
+/// between the agents and us by then.
+const SETTLE: Duration = Duration::from_millis(150);
 
 /// What was seen of the probe.
 #[derive(Debug, Serialize)]
@@ -43,18 +49,25 @@ pub(super) async fn observe(agents: &Agents, sent: &Sent, predicted: &Trace) -> 
             .await
             .with_context(|| format!("node {node} cannot watch for the probe"))
             .map_err(Failure::Environment)?;
-        watchers.push(tokio::spawn(async move {
-            let mut seen: Vec<Observed> = Vec::new();
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let watcher = tokio::spawn(async move {
             while let Ok(Some(observed)) = lines.next::<Observed>().await {
-                seen.push(observed);
+                // Each agent reports a bounded number of sightings.
+                if sender.send(observed).is_err() {
+                    return;
+                }
             }
-            seen
-        }));
+        });
+        watchers.push((watcher, receiver));
     }
     let answer = send(agents, sent, &cookie).await?;
+    tokio::time::sleep(SETTLE).await;
     let mut all = Vec::new();
-    for watcher in watchers {
-        all.extend(watcher.await.map_err(|error| Failure::Internal(error.into()))?);
+    for (watcher, mut receiver) in watchers {
+        watcher.abort();
+        while let Ok(observed) = receiver.try_recv() {
+            all.push(observed);
+        }
     }
     Ok(Observation { answer, sightings: of_this_probe(sent, predicted, all) })
 }
