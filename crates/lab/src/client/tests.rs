@@ -1,3 +1,5 @@
+//! The client against a scripted server.
+
 use super::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;

@@ -1,3 +1,5 @@
+//! What manifests may hold, and how mistakes in them are named.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! The standard topology, and what a topology may not be.
+
 use super::*;
 
 #[test]
