@@ -30,7 +30,8 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             zone: "cluster.local".to_owned(),
-            listen: vec![SocketAddr::from(([0, 0, 0, 0], 53)), SocketAddr::from(([0u16; 8], 53))],
+            // On Linux this one socket serves both families (`net.ipv6.bindv6only` is 0).
+            listen: vec![SocketAddr::from(([0u16; 8], 53))],
             forward: Vec::new(),
             hosts: Vec::new(),
             ttl: 5,
