@@ -1,6 +1,7 @@
 //! Tasks of this repository that are more than one cargo command.
 
 mod kube_apiserver;
+mod test;
 
 use anyhow::bail;
 
@@ -8,6 +9,7 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.split_first() {
         Some((task, rest)) if task == "kube-apiserver" => kube_apiserver::run(rest),
-        _ => bail!("usage: cargo xtask kube-apiserver …"),
+        Some((task, rest)) if task == "test" => test::run(rest),
+        _ => bail!("usage: cargo xtask kube-apiserver … | test …"),
     }
 }
