@@ -17,9 +17,12 @@ pub fn diff(desired: &Program, observed: &Program, others: &Surroundings) -> Vec
     diff_routes(desired, observed, others, &stays, &mut changes);
     diff_pods(desired, observed, &stays, &mut changes);
     for (path, sysctl) in &desired.sysctls {
-        // A link that is made anew has its sysctls anew.
-        let is_of_gone = path.split('/').any(|part| gone.contains(part));
-        if is_of_gone || observed.sysctls.get(path).is_none_or(|is| is.value != sysctl.value) {
+        // A link that is made anew has its sysctls anew; those of one that goes for good go with it.
+        let of_gone = path.split('/').find(|part| gone.contains(part));
+        if of_gone.is_some_and(|link| !desired.links.contains_key(link)) {
+            continue;
+        }
+        if of_gone.is_some() || observed.sysctls.get(path).is_none_or(|is| is.value != sysctl.value) {
             changes.push(Change::SetSysctl { path: path.clone(), value: sysctl.value.clone() });
         }
     }
