@@ -42,6 +42,8 @@ pub struct ObserveQuestion {
     pub protocol: Protocol,
     /// Destination ports that it may have along its way; empty for any.
     pub destination_ports: Vec<u16>,
+    /// Its source port, by which it is found when something unforeseen changes its destination.
+    pub source_port: u16,
     /// The payload of a UDP or ICMP probe. TCP probes are recognised by their sequence number.
     pub cookie: String,
     /// How long to look, in milliseconds; bounded by the agent.

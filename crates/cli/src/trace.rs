@@ -78,9 +78,14 @@ pub(crate) fn run(arguments: &TraceArguments) -> Result<ExitCode, Failure> {
         let mut observed = None;
         let mut differences = Vec::new();
         if arguments.live {
-            let observation = live::observe(&agents, &sent, &predicted).await?;
+            // Everything was seen when the prediction holds for the endpoint that the kernel chose.
+            let is_complete = |seen: &[Sighting]| {
+                let choice = live::endpoint(seen, &predicted).map_or(Choice::First, Choice::Endpoint);
+                cluster.predict(&sent, choice).is_ok_and(|trace| portolan_trace::compare(&trace, seen).is_empty())
+            };
+            let observation = live::observe(&agents, &sent, &predicted, is_complete).await?;
             // The kernel chose an endpoint: the prediction must hold for that one.
-            if let Some(endpoint) = observation.endpoint(&predicted) {
+            if let Some(endpoint) = live::endpoint(&observation.sightings, &predicted) {
                 predicted = cluster.predict(&sent, Choice::Endpoint(endpoint))?;
             }
             let sightings: Vec<Sighting> = observation.sightings.clone();

@@ -1,5 +1,6 @@
 //! A prediction held against what was seen of a real packet.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use portolan_net::{NodeName, Packet, Protocol};
@@ -36,20 +37,33 @@ pub struct Difference {
 /// The differences between a predicted trace and the sightings of the packet that it predicts.
 ///
 /// For each node that the packet crosses, what it looked like when it came and when it left must have
-/// been seen. The kernel chooses source ports of masqueraded packets, so after a masquerade only the
-/// source address counts.
+/// been seen, in that direction: a packet that came and was then dropped has not left. The kernel
+/// chooses source ports of masqueraded packets, so after a masquerade only the source address counts.
 pub fn compare(trace: &Trace, sightings: &[Sighting]) -> Vec<Difference> {
     let mut differences = Vec::new();
-    for (node, packet, is_masqueraded) in expected(trace) {
+    for Expected { node, packet, is_masqueraded, passage } in expected(trace) {
         let here: Vec<&Sighting> = sightings.iter().filter(|sighting| sighting.node.as_str() == node).collect();
-        if here.iter().any(|sighting| equal(&sighting.packet, &packet, is_masqueraded)) {
+        let is_way = |sighting: &Sighting| match passage {
+            Passage::In => !sighting.outgoing,
+            Passage::Out => sighting.outgoing,
+            Passage::Any => true,
+        };
+        if here.iter().any(|sighting| is_way(sighting) && equal(&sighting.packet, &packet, is_masqueraded)) {
             continue;
         }
-        let seen: Vec<String> =
-            here.iter().map(|sighting| format!("{} on {}", sighting.packet, sighting.interface)).collect();
+        let mut seen: Vec<String> = here
+            .iter()
+            .map(|sighting| {
+                let way = if sighting.outgoing { "out of" } else { "in on" };
+                format!("{} {way} {}", sighting.packet, sighting.interface)
+            })
+            .collect();
+        // A packet that is not answered is sent again, and seen again.
+        let mut known = BTreeSet::new();
+        seen.retain(|text| known.insert(text.clone()));
         differences.push(Difference {
             node,
-            predicted: packet.to_string(),
+            predicted: format!("{packet}{}", passage.text()),
             seen: if seen.is_empty() { "nothing".to_owned() } else { seen.join("; ") },
         });
     }
@@ -69,8 +83,34 @@ fn surplus(trace: &Trace, sightings: &[Sighting]) -> Option<Difference> {
     })
 }
 
-/// Per node, the packet as it came and as it left, and whether its source was masqueraded by then.
-fn expected(trace: &Trace) -> Vec<(String, Packet, bool)> {
+/// Which way a packet is to be seen on a node's interfaces.
+#[derive(Debug, Clone, Copy)]
+enum Passage {
+    In,
+    Out,
+    Any,
+}
+
+impl Passage {
+    fn text(self) -> &'static str {
+        match self {
+            Passage::In => " in",
+            Passage::Out => " out",
+            Passage::Any => "",
+        }
+    }
+}
+
+/// The packet as it must have been seen on a node, and whether its source was masqueraded by then.
+struct Expected {
+    node: String,
+    packet: Packet,
+    is_masqueraded: bool,
+    passage: Passage,
+}
+
+/// Per node, the packet as it came and as it left.
+fn expected(trace: &Trace) -> Vec<Expected> {
     let mut expected = Vec::new();
     let mut is_masqueraded = false;
     let mut hops = trace.hops.iter().peekable();
@@ -82,16 +122,25 @@ fn expected(trace: &Trace) -> Vec<(String, Packet, bool)> {
         let mut last = first;
         // A packet that the node itself sends is seen only when it leaves.
         if first.stage != Stage::NodeEgress {
-            expected.push((first.node.clone(), first.before, is_masqueraded));
+            expected.push(Expected {
+                node: first.node.clone(),
+                packet: first.before,
+                is_masqueraded,
+                passage: Passage::In,
+            });
         }
         is_masqueraded |= first.stage == Stage::Masquerade;
         while let Some(next) = hops.next_if(|hop| hop.node == first.node) {
             is_masqueraded |= next.stage == Stage::Masquerade;
             last = next;
         }
-        if last.stage != Stage::Refused {
-            expected.push((first.node.clone(), last.after, is_masqueraded));
-        }
+        let passage = match last.stage {
+            Stage::Refused => continue,
+            // What is for the node itself goes no further.
+            Stage::NodeIngress => Passage::Any,
+            _ => Passage::Out,
+        };
+        expected.push(Expected { node: first.node.clone(), packet: last.after, is_masqueraded, passage });
     }
     expected
 }

@@ -313,18 +313,29 @@ fn a_pod_that_is_gone_is_said_to_be() {
 fn sightings_are_held_against_the_prediction() {
     let sent = packet("10.42.1.5", "10.96.0.10", 80);
     let trace = trace(&mut cluster(FabricMode::Vxlan), "node-1", sent, Ingress::Pod, Choice::First);
-    let sighting = |node: &str, packet: Packet| Sighting {
+    let sighting = |node: &str, packet: Packet, outgoing: bool| Sighting {
         node: node.into(),
         interface: "any".into(),
-        outgoing: false,
+        outgoing,
         packet,
         microseconds: 0,
     };
     let translated = packet("10.42.1.5", "10.42.2.9", 8080);
-    let right = [sighting("node-1", sent), sighting("node-1", translated), sighting("node-2", translated)];
+    let right = [
+        sighting("node-1", sent, false),
+        sighting("node-1", translated, true),
+        sighting("node-2", translated, false),
+        sighting("node-2", translated, true),
+    ];
     assert_eq!(compare(&trace, &right), []);
+    // It came to the node of the pod, and never to the pod.
+    let differences = compare(&trace, &right[..3]);
+    assert_eq!(differences.len(), 1, "{differences:?}");
+    assert!(differences[0].predicted.ends_with(" out"), "{differences:?}");
+    assert!(differences[0].seen.contains(" in on any"), "{differences:?}");
+
     let elsewhere = packet("10.42.1.5", "10.42.2.8", 8080);
-    let wrong = [sighting("node-1", sent), sighting("node-1", elsewhere)];
+    let wrong = [sighting("node-1", sent, false), sighting("node-1", elsewhere, true)];
     let differences = compare(&trace, &wrong);
     assert_eq!(differences.len(), 3, "{differences:?}");
     assert_eq!(differences[1].seen, "nothing");

@@ -65,12 +65,12 @@ fn is_probe(frame: &Frame, question: &ObserveQuestion) -> bool {
     if packet.protocol != question.protocol {
         return false;
     }
-    let has_port =
-        question.destination_ports.is_empty() || question.destination_ports.contains(&packet.destination_port);
+    let has_port = question.destination_ports.is_empty()
+        || question.destination_ports.contains(&packet.destination_port)
+        || question.source_port == packet.source_port;
     match packet.protocol {
         Protocol::Tcp => has_port && frame.tcp_flags & (SYN | ACK) == SYN,
-        Protocol::Udp | Protocol::Sctp => has_port && frame.payload == question.cookie.as_bytes(),
-        Protocol::Icmp => frame.payload == question.cookie.as_bytes(),
+        Protocol::Udp | Protocol::Sctp | Protocol::Icmp => frame.payload == question.cookie.as_bytes(),
     }
 }
 

@@ -11,6 +11,7 @@ use portolan_net::Protocol;
 use portolan_trace::{Difference, End, Ingress, Sighting, Trace};
 use serde::Serialize;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::{Sender, Sent};
 use crate::agents::Agents;
@@ -19,9 +20,11 @@ use crate::output::Failure;
 /// How long agents look for the probe, in milliseconds. An unanswered probe is given up before.
 const LOOK_MILLISECONDS: u64 = 2500;
 
-/// How long sightings may still come in once the sender knows its answer: they are only underway
-/// between the agents and us by then.
-const SETTLE: Duration = Duration::from_millis(150);
+/// How long after the last sighting of an answered probe nothing more is expected.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// Sightings that wait to be looked at.
+const SIGHTINGS_QUEUE: usize = 1024;
 
 /// What was seen of the probe.
 #[derive(Debug, Serialize)]
@@ -32,16 +35,25 @@ pub(crate) struct Observation {
     pub(crate) sightings: Vec<Sighting>,
 }
 
-/// Sends the packet while every agent watches.
-pub(super) async fn observe(agents: &Agents, sent: &Sent, predicted: &Trace) -> Result<Observation, Failure> {
+/// Sends the packet while every agent watches, until it was answered and `is_complete` says of what was
+/// seen that nothing is missing, or until the time is over.
+pub(super) async fn observe(
+    agents: &Agents,
+    sent: &Sent,
+    predicted: &Trace,
+    mut is_complete: impl FnMut(&[Sighting]) -> bool,
+) -> Result<Observation, Failure> {
     let cookie = format!("portolan-trace-{}-{}", std::process::id(), sent.packet.source_port);
     let question = ObserveQuestion {
         protocol: sent.packet.protocol,
         destination_ports: destination_ports(sent, predicted),
+        source_port: sent.packet.source_port,
         cookie: cookie.clone(),
         milliseconds: LOOK_MILLISECONDS,
     };
-    let mut watchers = Vec::new();
+    let (sender, mut seen) = mpsc::channel::<Observed>(SIGHTINGS_QUEUE);
+    // They end with this function.
+    let mut watchers = JoinSet::new();
     for (node, client) in agents.all() {
         // When this returns, the agent's capture is open.
         let mut lines = client
@@ -49,24 +61,26 @@ pub(super) async fn observe(agents: &Agents, sent: &Sent, predicted: &Trace) -> 
             .await
             .with_context(|| format!("node {node} cannot watch for the probe"))
             .map_err(Failure::Environment)?;
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let watcher = tokio::spawn(async move {
+        let sender = sender.clone();
+        watchers.spawn(async move {
             while let Ok(Some(observed)) = lines.next::<Observed>().await {
-                // Each agent reports a bounded number of sightings.
-                if sender.send(observed).is_err() {
+                if sender.send(observed).await.is_err() {
                     return;
                 }
             }
         });
-        watchers.push((watcher, receiver));
     }
+    drop(sender);
     let answer = send(agents, sent, &cookie).await?;
-    tokio::time::sleep(SETTLE).await;
     let mut all = Vec::new();
-    for (watcher, mut receiver) in watchers {
-        watcher.abort();
-        while let Ok(observed) = receiver.try_recv() {
-            all.push(observed);
+    loop {
+        match tokio::time::timeout(QUIET, seen.recv()).await {
+            Ok(Some(observed)) => all.push(observed),
+            // Every agent has stopped to look.
+            Ok(None) => break,
+            Err(_) if answer == ProbeAnswer::Silence => {}
+            Err(_) if is_complete(&of_this_probe(sent, predicted, all.clone())) => break,
+            Err(_) => {}
         }
     }
     Ok(Observation { answer, sightings: of_this_probe(sent, predicted, all) })
@@ -140,16 +154,16 @@ fn alternatives(predicted: &Trace) -> Vec<SocketAddr> {
     predicted.hops.iter().flat_map(|hop| hop.alternatives.iter().copied()).collect()
 }
 
-impl Observation {
-    /// The endpoint that the kernel chose, of those that the prediction knows.
-    pub(super) fn endpoint(&self, predicted: &Trace) -> Option<SocketAddr> {
-        let candidates = alternatives(predicted);
-        self.sightings
-            .iter()
-            .map(|sighting| SocketAddr::new(sighting.packet.destination, sighting.packet.destination_port))
-            .find(|destination| candidates.contains(destination))
-    }
+/// The endpoint that the kernel chose, of those that the prediction knows.
+pub(super) fn endpoint(sightings: &[Sighting], predicted: &Trace) -> Option<SocketAddr> {
+    let candidates = alternatives(predicted);
+    sightings
+        .iter()
+        .map(|sighting| SocketAddr::new(sighting.packet.destination, sighting.packet.destination_port))
+        .find(|destination| candidates.contains(destination))
+}
 
+impl Observation {
     /// Whether the sender's experience contradicts how the prediction ends.
     pub(super) fn contradiction(&self, predicted: &Trace) -> Option<Difference> {
         let difference =
@@ -158,11 +172,13 @@ impl Observation {
             (End::Refused { reason, .. }, ProbeAnswer::Answered { .. }) => {
                 difference(format!("refused: {reason}"), "an answer".to_owned())
             }
-            // A closed port answers a packet that did arrive; silence is what UDP servers may keep.
+            // A closed port answers a packet that did arrive; only UDP servers may keep silent.
             (End::Delivered { at }, ProbeAnswer::Refused { reason }) if !reason.contains("refused") => {
                 difference(format!("delivered to {at}"), reason.clone())
             }
-            (End::Delivered { at }, ProbeAnswer::Silence) if self.sightings.is_empty() => {
+            (End::Delivered { at }, ProbeAnswer::Silence)
+                if predicted.sent.protocol == Protocol::Tcp || self.sightings.is_empty() =>
+            {
                 difference(format!("delivered to {at}"), "silence".to_owned())
             }
             _ => None,
