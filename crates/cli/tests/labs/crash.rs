@@ -1,0 +1,66 @@
+//! A lab whose supervisor is killed: what is left is found and removed, at any moment of its life.
+
+use std::process::Stdio;
+
+use crate::common::{CART, TestLab, until};
+
+/// Asks the Service `cart` by name from a pod.
+const ASK: [&str; 3] = ["bash", "-c", "exec 3<>/dev/tcp/cart/7070 && echo hello >&3 && head -n 1 <&3"];
+
+fn assert_answers(lab: &TestLab) {
+    let done = lab.exec("deploy/cart", &ASK);
+    assert_eq!((done.code, done.stdout.as_str()), (0, "hello\n"), "{}", done.stderr);
+}
+
+#[test]
+fn a_lab_that_crashed_is_taken_down_and_comes_up_again_beside_another() {
+    let (Some(lab), Some(neighbour)) = (TestLab::new(), TestLab::new()) else { return };
+    neighbour.up(CART, &["--nodes", "2"]);
+    lab.up(CART, &["--nodes", "2"]);
+    lab.kill("supervisor.pid");
+    until("what it started has died with it", || lab.processes() == 0);
+    assert!(!lab.namespaces().is_empty());
+
+    // The name is still taken: nothing of the crashed lab is used by mistake.
+    let again = lab.run("up", &["--nodes", "2"]);
+    assert_eq!(again.code, 3, "{}", again.stderr);
+    assert!(again.stderr.contains(&format!("portolan lab down --name {}", lab.name)), "{}", again.stderr);
+
+    assert_eq!(lab.run("down", &[]).code, 0);
+    lab.assert_gone();
+    assert_answers(&neighbour);
+    lab.up(CART, &["--nodes", "2"]);
+    assert_answers(&lab);
+    assert_answers(&neighbour);
+    assert_eq!(neighbour.run("down", &[]).code, 0);
+    neighbour.assert_gone();
+    assert_answers(&lab);
+}
+
+#[test]
+fn a_lab_that_is_killed_while_it_comes_up_is_removed_by_down() {
+    let Some(lab) = TestLab::new() else { return };
+    // Each round is cut off at another moment.
+    for moment in ["lab.json", "supervisor.pid", "supervisor.sock", "api.sock", "nodes/node-1/agent.pid", "pods"] {
+        let file = lab.manifest(CART);
+        let mut up = lab.command();
+        up.args(["lab", "up", "--name", &lab.name, "-f", &file, "--nodes", "2", "--wait"]);
+        let mut up = up.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starting");
+        until(moment, || lab.directory().join(moment).exists());
+        // Both at once, as when the machine is switched off: neither may clean up.
+        up.kill().expect("killing");
+        if lab.directory().join("supervisor.pid").exists() {
+            until("its number is written", || {
+                std::fs::read_to_string(lab.directory().join("supervisor.pid")).is_ok_and(|text| !text.is_empty())
+            });
+            lab.kill("supervisor.pid");
+        }
+        up.wait().expect("waiting");
+        if lab.directory().exists() {
+            let down = lab.run("down", &[]);
+            assert_eq!(down.code, 0, "{moment}: {}", down.stderr);
+        }
+        until("everything is gone", || lab.processes() == 0);
+        lab.assert_gone();
+    }
+}

@@ -1,0 +1,23 @@
+//! Clusters as users run them: the built binary, real namespaces, real packets.
+//!
+//! Each test brings up labs of its own and takes them down, also when it fails. What this machine
+//! lacks is said, and the test skipped.
+#![expect(
+    clippy::print_stdout,
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail by panic, and say what they skip"
+)]
+
+mod cni;
+mod common;
+mod crash;
+mod field;
+mod kube_apiserver;
+mod mistakes;
+mod paths;
+mod podman;
+mod repair;
+mod restart;
+mod trace;
+mod traffic;

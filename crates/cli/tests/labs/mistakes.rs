@@ -1,0 +1,137 @@
+//! Mistakes: one clear error that says what to do, the exit code of its sort, and nothing left behind.
+
+use std::net::TcpListener;
+use std::process::Command;
+
+use crate::common::{CART, Done, PROGRAM, TestLab, has};
+
+/// Runs the binary under `setpriv`; brings a lab up that cannot come up; returns what was said.
+fn refused_with(lab: &TestLab, privileges: &[&str]) -> Option<String> {
+    let mut command = Command::new("setpriv");
+    command.args(privileges).arg(PROGRAM).args(["lab", "up", "--name", &lab.name]);
+    command.env("PORTOLAN_LAB_DIRECTORY", lab.directory().parent().unwrap());
+    let done = Done::of(&mut command);
+    if done.code == 126 || done.code == 127 {
+        println!("skipped: {}", done.stderr.trim());
+        return None;
+    }
+    assert_eq!(done.code, 3, "{}{}", done.stdout, done.stderr);
+    assert!(done.stderr.contains("hint: "), "{}", done.stderr);
+    assert_eq!(done.stderr.matches("error: ").count(), 1, "{}", done.stderr);
+    lab.assert_gone();
+    Some(done.stderr)
+}
+
+#[test]
+fn a_missing_right_is_named_before_anything_is_made() {
+    let Some(lab) = TestLab::new() else { return };
+    if !has("setpriv", "util-linux") {
+        return;
+    }
+    if let Some(said) = refused_with(&lab, &["--reuid=65534", "--regid=65534", "--clear-groups"]) {
+        assert!(said.contains("a lab needs root"), "{said}");
+    }
+    for capability in ["net_admin", "sys_admin"] {
+        let without = format!("-{capability}");
+        let privileges = ["--bounding-set", &without, "--inh-caps", &without];
+        if let Some(said) = refused_with(&lab, &privileges) {
+            assert!(said.contains(&format!("CAP_{}", capability.to_uppercase())), "{said}");
+        }
+    }
+}
+
+#[test]
+fn an_agent_without_rights_says_what_it_needs() {
+    let Some(lab) = TestLab::new() else { return };
+    lab.up("", &["--nodes", "1"]);
+    let configuration = lab.manifest(&format!(
+        "node: node-1\nkubernetes: {{socket: {0}/api.sock}}\nclusterPrefixes: [10.42.0.0/16]\n\
+         stateDirectory: {0}/other\nruntimeDirectory: {0}/other\n",
+        lab.directory().display()
+    ));
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", lab.namespace("client-1").display()));
+    command.args(["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", "timeout", "20"]);
+    let done = Done::of(command.args([PROGRAM, "agent", "--config", &configuration]));
+    assert_eq!(done.code, 3, "{}", done.stderr);
+    assert!(done.stderr.contains("CAP_NET_ADMIN"), "{}", done.stderr);
+}
+
+#[test]
+fn words_that_are_not_known_are_usage_errors() {
+    let Some(lab) = TestLab::new() else { return };
+    for (arguments, said) in [
+        (vec!["--fabric", "carrier-pigeon"], "[possible values: vxlan, host-gw]"),
+        (vec!["--services", "magic"], "nftables"),
+        (vec!["--ip-family", "ipv5"], "ipv4"),
+        (vec!["--nodes", "many"], "--nodes"),
+    ] {
+        let done = lab.run("up", &arguments);
+        assert_eq!(done.code, 2, "{}", done.stderr);
+        assert!(done.stderr.contains(said), "{}", done.stderr);
+        lab.assert_gone();
+    }
+    let done = lab.portolan(&["lab", "up", "--name", "Not/A/Name"]);
+    assert_eq!(done.code, 2, "{}", done.stderr);
+    assert!(done.stderr.contains("Not/A/Name"), "{}", done.stderr);
+}
+
+#[test]
+fn a_selector_that_matches_nothing_is_a_warning() {
+    let Some(lab) = TestLab::new() else { return };
+    let service = "
+---
+apiVersion: v1
+kind: Service
+metadata: {name: typo}
+spec: {selector: {app: crat}, ports: [{port: 80}]}
+";
+    let file = lab.manifest(&format!("{CART}{service}"));
+    let done = lab.run("up", &["-f", &file, "--nodes", "1", "--wait"]);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    let warning = done.stderr.lines().find(|line| line.starts_with("warning: ")).expect("a warning");
+    assert!(warning.contains(&file) && warning.contains("document 3: Service default/typo"), "{warning}");
+    assert!(warning.contains("spec.selector `app=crat` matches no pod"), "{warning}");
+}
+
+#[test]
+fn a_port_of_the_api_in_use_is_named() {
+    let Some(lab) = TestLab::new() else { return };
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("its address").to_string();
+    let directory = lab.directory();
+    let (data, socket) = (directory.join("data"), directory.join("api.sock"));
+    let done = lab.portolan(&[
+        "apiserver",
+        "--data-directory",
+        data.to_str().unwrap(),
+        "--socket",
+        socket.to_str().unwrap(),
+        "--listen",
+        &address,
+    ]);
+    assert_eq!(done.code, 3, "{}", done.stderr);
+    assert!(done.stderr.contains(&address), "{}", done.stderr);
+    assert!(!socket.exists(), "its socket is left");
+    let _ = std::fs::remove_dir_all(&directory);
+}
+
+#[test]
+fn a_second_agent_on_a_node_ends_before_it_touches_anything() {
+    let Some(lab) = TestLab::new() else { return };
+    lab.up(CART, &["--nodes", "1"]);
+    let configuration = lab.node_directory("node-1").join("agent.yaml");
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", lab.namespace("node-1").display()));
+    let done = Done::of(command.args([PROGRAM, "agent", "--config"]).arg(&configuration));
+    assert_eq!(done.code, 3, "{}", done.stderr);
+    assert!(done.stderr.contains("agent.sock"), "{}", done.stderr);
+    assert!(lab.is_agent_ready("node-1"));
+    lab.assert_as_planned();
+
+    let wrong =
+        lab.manifest("node: a\nkubernetes: {}\nclusterPrefixes: [10.42.0.0/16]\nservicePrefixes: [10.42.9.0/24]\n");
+    let done = lab.portolan(&["agent", "--config", &wrong]);
+    assert_eq!(done.code, 2, "{}", done.stderr);
+    assert!(done.stderr.contains("servicePrefixes: 10.42.9.0/24 overlaps the pods' 10.42.0.0/16"), "{}", done.stderr);
+}
