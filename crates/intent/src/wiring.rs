@@ -52,12 +52,22 @@ pub fn gateway(prefix: &IpNet) -> Option<IpNet> {
 
 /// The wiring that this node must have.
 pub fn compile(snapshot: &Snapshot, view: &NodeView) -> WiringIntent {
+    compile_some(snapshot, view, snapshot.attachments.keys())
+}
+
+/// The wiring with these interfaces alone, as far as they are there: the cost of one pod that comes or
+/// goes must not follow the pods that stay.
+pub fn compile_some<'a>(
+    snapshot: &Snapshot,
+    view: &NodeView,
+    keys: impl IntoIterator<Item = &'a AttachmentKey>,
+) -> WiringIntent {
     let prefixes = snapshot.nodes.get(&view.node).map(|node| node.pod_prefixes.clone()).unwrap_or_default();
     let gateways: Vec<IpNet> = prefixes.iter().filter_map(gateway).collect();
     let mtu = view.pod_mtu(underlay_has_ipv6(snapshot, &view.node));
-    let interfaces = snapshot
-        .attachments
-        .iter()
+    let interfaces = keys
+        .into_iter()
+        .filter_map(|key| snapshot.attachments.get_key_value(key))
         .map(|(key, attachment)| {
             let families: Vec<Family> = attachment.addresses.iter().map(Family::of_prefix).collect();
             let origin = match &attachment.pod {

@@ -1,9 +1,13 @@
 //! From intent to program.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use portolan_intent::NodeView;
 use portolan_intent::fabric::FabricIntent;
-use portolan_intent::wiring::WiringIntent;
+use portolan_intent::wiring::{PodInterface, WiringIntent};
 use portolan_net::{Family, MacAddress, NodeName, ObjectKey, ObjectKind, Origin};
+use portolan_state::AttachmentKey;
 
 use super::fabric;
 use super::{Address, Link, LinkKind, PodLink, Program, Sysctl};
@@ -15,7 +19,13 @@ pub fn compile(fabric: &FabricIntent, wiring: &WiringIntent, view: &NodeView) ->
     compile_bridge(wiring, view, &mut program);
     fabric::compile(fabric, wiring.mtu, view, &mut program);
     compile_sysctls(wiring, view, &mut program);
-    for (key, interface) in &wiring.interfaces {
+    program.pods = compile_pods(wiring, view);
+    program
+}
+
+/// The part of the program that the wiring's interfaces alone decide.
+pub fn compile_pods(wiring: &WiringIntent, view: &NodeView) -> BTreeMap<AttachmentKey, PodLink> {
+    let link = |(key, interface): (&AttachmentKey, &Arc<PodInterface>)| {
         let link = PodLink {
             key: key.clone(),
             namespace_path: interface.namespace_path.clone(),
@@ -29,9 +39,9 @@ pub fn compile(fabric: &FabricIntent, wiring: &WiringIntent, view: &NodeView) ->
             gateways: interface.gateways.clone(),
             origin: interface.origin.clone(),
         };
-        program.pods.insert(key.clone(), link);
-    }
-    program
+        (key.clone(), link)
+    };
+    wiring.interfaces.iter().map(link).collect()
 }
 
 /// A node without a pod prefix has no pods, and needs no bridge.

@@ -25,7 +25,7 @@ mod surroundings;
 mod tests;
 
 pub use change::{Change, Phase};
-pub use compile::{bridge_mac, compile};
+pub use compile::{bridge_mac, compile, compile_pods};
 pub use diff::diff;
 pub use interpret::{RouteDecision, Unreachable, ViaKind, route};
 pub use portolan_state::AttachmentKey;
