@@ -1,6 +1,7 @@
 //! What can go wrong between us and the kernel, by what the reader can do about it.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 
@@ -62,6 +63,14 @@ pub enum KernelError {
         /// The route that we need.
         wanted: String,
     },
+    /// A path that leads to no network namespace: it is gone, or was never one.
+    #[error("there is no network namespace at {} ({errno}); the container is gone, or has not been made yet", path.display())]
+    NoNamespace {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        errno: Errno,
+    },
     /// A thread that worked inside another namespace ended without an answer.
     #[error("the thread that worked in the namespace ended without an answer")]
     ThreadLost,
@@ -87,7 +96,7 @@ impl KernelError {
     pub fn errno(&self) -> Option<Errno> {
         match self {
             KernelError::Refused(refusal) => Some(refusal.errno),
-            KernelError::System { errno, .. } => Some(*errno),
+            KernelError::System { errno, .. } | KernelError::NoNamespace { errno, .. } => Some(*errno),
             KernelError::Overrun
             | KernelError::Unstable(_)
             | KernelError::Malformed(_)

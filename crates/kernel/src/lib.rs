@@ -29,3 +29,4 @@ pub mod sysctl;
 pub use error::{KernelError, Refusal};
 pub use fake::FakeKernel;
 pub use kernel::Kernel;
+pub use nix::errno::Errno;

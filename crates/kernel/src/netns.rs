@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 use crate::error::KernelError;
 
@@ -32,10 +33,19 @@ impl Namespace {
     }
 
     /// The namespace at a path: `/run/netns/NAME`, `/proc/PID/ns/net`, `CNI_NETNS`.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::NoNamespace`] also for a file that is left where a namespace was mounted.
     pub fn open(path: &Path) -> Result<Namespace, KernelError> {
+        let none = |errno| KernelError::NoNamespace { path: path.to_owned(), errno };
         let doing = || format!("open the network namespace {}", path.display());
-        let file = File::open(path).map_err(|error| KernelError::file(doing(), &error))?;
-        Ok(Namespace { file })
+        let file = File::open(path).map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+            Some(errno @ (Errno::ENOENT | Errno::ENOTDIR | Errno::ESRCH)) => none(errno),
+            _ => KernelError::file(doing(), &error),
+        })?;
+        let system = fstatfs(&file).map_err(|errno| KernelError::system(doing(), errno))?;
+        if system.filesystem_type() == NSFS_MAGIC { Ok(Namespace { file }) } else { Err(none(Errno::EINVAL)) }
     }
 
     /// Makes a namespace with a name that ip-netns(8) knows too.
@@ -173,6 +183,14 @@ mod tests {
         assert_eq!(again.errno(), Some(Errno::EEXIST));
         assert_eq!(opened.unwrap(), inode(&made));
         assert!(Namespace::open(&named_path(&name)).is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_no_namespace_is_told_from_one() {
+        for (path, expected) in [("/nonexistent/netns", Errno::ENOENT), ("/proc/self/status", Errno::EINVAL)] {
+            let error = Namespace::open(Path::new(path)).unwrap_err();
+            assert_eq!(error, KernelError::NoNamespace { path: path.into(), errno: expected });
+        }
     }
 
     #[test]
