@@ -16,12 +16,12 @@ use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
-use crate::limits::{ADMIN_BODY_MAX, ADMIN_CONNECTIONS_MAX};
+use crate::limits::{ACCEPT_PAUSE, ADMIN_BODY_MAX, ADMIN_CONNECTIONS_MAX, HEADER_TIMEOUT};
 
 /// A request as the handler sees it.
 #[derive(Debug)]
@@ -113,26 +113,40 @@ pub(crate) async fn serve_unix<H: AdminHandler>(listener: UnixListener, handler:
                     drop(permit);
                 });
             }
-            Err(error) => tracing::warn!(%error, "an administration connection was not accepted"),
+            Err(error) => rest(&error).await,
         }
     }
 }
 
+/// Binds the address of health and metrics. It comes before anything else is done, so that a port in
+/// use is said at the start and not found out by a monitor that sees nothing.
+pub(crate) async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, SocketError> {
+    let listen = |source| SocketError::Listen { address: format!("metricsAddress {address}"), source };
+    TcpListener::bind(address).await.map_err(listen)
+}
+
 /// Serves health and metrics over TCP until the task is dropped.
-pub(crate) async fn serve_tcp<H: AdminHandler>(address: SocketAddr, handler: Arc<H>) -> Result<(), SocketError> {
-    let listen = |source| SocketError::Listen { address: address.to_string(), source };
-    let listener = TcpListener::bind(address).await.map_err(listen)?;
+pub(crate) async fn serve_tcp<H: AdminHandler>(listener: TcpListener, handler: Arc<H>) {
     let connections = Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX));
     loop {
-        let Ok(permit) = connections.clone().acquire_owned().await else { return Ok(()) };
-        if let Ok((stream, _)) = listener.accept().await {
-            let handler = handler.clone();
-            tokio::spawn(async move {
-                serve_connection(stream, handler, false).await;
-                drop(permit);
-            });
+        let Ok(permit) = connections.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let handler = handler.clone();
+                tokio::spawn(async move {
+                    serve_connection(stream, handler, false).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => rest(&error).await,
         }
     }
+}
+
+/// Out of descriptors, most likely: others must close theirs first.
+async fn rest(error: &std::io::Error) {
+    tracing::warn!(%error, "an administration connection was not accepted");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
 async fn serve_connection<S, H>(stream: S, handler: Arc<H>, trusted: bool)
@@ -144,7 +158,11 @@ where
         let handler = handler.clone();
         async move { Ok::<_, Infallible>(answer(request, &*handler, trusted).await) }
     });
-    let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    // A peer that says nothing must not hold one of the few connections for ever.
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
     if let Err(error) = connection.await {
         tracing::debug!(%error, "an administration connection ended early");
     }

@@ -208,6 +208,8 @@ pub struct DnsRoleConfig {
     pub kubernetes: Option<KubernetesConfig>,
     /// The server itself.
     pub server: portolan_dns::Config,
+    /// Where metrics and health are served over HTTP; not at all by default.
+    pub metrics_address: Option<SocketAddr>,
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The DNS role: the cluster's tables to the DNS server.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use portolan_dns::Config;
 use portolan_intent::names::PodNames;
@@ -9,7 +10,9 @@ use portolan_source::{Selection, SourceEvent};
 use portolan_state::{Change, Snapshot, Writer};
 use tokio::sync::{mpsc, watch};
 
+use crate::admin_socket::{self, SocketError};
 use crate::config::DnsRoleConfig;
+use crate::dns_administration::DnsAdministration;
 use crate::limits::{EVENTS_PER_CYCLE_MAX, SOURCE_QUEUE};
 
 /// Why the DNS server cannot run.
@@ -18,6 +21,9 @@ pub enum DnsRoleError {
     /// The connection to the cluster's API is misconfigured.
     #[error(transparent)]
     Source(#[from] portolan_source::SourceError),
+    /// Metrics and health cannot be served.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// The server cannot run.
     #[error(transparent)]
     Server(#[from] portolan_dns::Error),
@@ -28,7 +34,15 @@ pub async fn run(
     config: DnsRoleConfig,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), DnsRoleError> {
+    // The sockets come first, so that a port in use is said at once.
     let (sender, tables) = watch::channel(Snapshot::default());
+    let monitoring = match config.metrics_address {
+        Some(address) => Some(admin_socket::bind_tcp(address).await?),
+        None => None,
+    };
+    let needed = config.kubernetes.iter().flat_map(|_| tables_for(&config.server)).collect();
+    let server = portolan_dns::Server::bind(config.server.clone(), tables.clone()).await?;
+    let handler = Arc::new(DnsAdministration { metrics: server.metrics(), tables, needed });
     let (event_sender, events) = mpsc::channel(SOURCE_QUEUE);
     let mut source = None;
     if let Some(kubernetes) = &config.kubernetes {
@@ -37,8 +51,12 @@ pub async fn run(
         source = Some(portolan_source::start(&client, &selection, &event_sender, u64::from(std::process::id())));
     }
     let follower = tokio::spawn(follow(events, sender));
-    let served = portolan_dns::serve(config.server, tables, shutdown).await;
+    let monitoring = monitoring.map(|listener| tokio::spawn(admin_socket::serve_tcp(listener, handler)));
+    let served = server.run(shutdown).await;
     follower.abort();
+    if let Some(monitoring) = monitoring {
+        monitoring.abort();
+    }
     if let Some(source) = source {
         source.stop().await;
     }

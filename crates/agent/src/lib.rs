@@ -20,6 +20,7 @@ pub mod probe;
 pub mod table;
 
 mod admin_socket;
+mod dns_administration;
 mod limits;
 mod publish;
 

@@ -23,10 +23,16 @@ pub(crate) const MONITOR_WAIT_MILLISECONDS: u16 = 1000;
 /// How long foreign changes of the kernel gather before the kernel is read again.
 pub(crate) const REPAIR_DELAY: Duration = Duration::from_millis(50);
 
+/// Links of others' changes that are told apart while they gather.
+pub(crate) const REPAIR_EVENTS_MAX: usize = 64;
+
 /// The first and the last delay between attempts to apply what failed; each attempt doubles it.
 pub(crate) const RETRY_DELAY_MIN: Duration = Duration::from_millis(100);
 /// See [`RETRY_DELAY_MIN`].
 pub(crate) const RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
+
+/// Refusals of the kernel that are kept as problems of one room; of more, these are enough to see why.
+pub(crate) const REFUSALS_MAX: usize = 256;
 
 /// The kernel is read again at least this often, for changes that no notification told of.
 pub(crate) const RESYNC_INTERVAL: Duration = Duration::from_secs(90);
@@ -36,6 +42,15 @@ pub(crate) const ADMIN_BODY_MAX: usize = 1 << 20;
 
 /// Connections to the administration socket at one time.
 pub(crate) const ADMIN_CONNECTIONS_MAX: usize = 32;
+
+/// How long a peer may take to send a request, or to leave its connection idle.
+pub(crate) const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long to wait after a connection could not be accepted.
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long the loop may be busy before the agent counts as hung: many times a cold start's cycle.
+pub(crate) const HEALTH_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a live observation may run.
 pub(crate) const OBSERVATION_MAX: Duration = Duration::from_secs(30);

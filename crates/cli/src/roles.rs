@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use portolan_agent::node::RunError;
 use portolan_net::IpNet;
 use tracing_subscriber::EnvFilter;
 
@@ -51,7 +52,10 @@ pub(crate) fn agent(config: &Path) -> Result<ExitCode, Failure> {
     start_logging();
     let config = portolan_agent::AgentConfig::load(config).map_err(|error| Failure::Usage(error.into()))?;
     runtime()?.block_on(async {
-        portolan_agent::node::run(config, terminated()).await.context("the agent stopped").map_err(Failure::Environment)
+        portolan_agent::node::run(config, terminated()).await.map_err(|error| match error {
+            RunError::LoopEnded => Failure::Internal(error.into()),
+            error => Failure::Environment(anyhow::Error::from(error).context("the agent stopped")),
+        })
     })?;
     Ok(ExitCode::SUCCESS)
 }

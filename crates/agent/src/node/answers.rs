@@ -14,6 +14,7 @@ use crate::table::{self, RouteRow, Sources, TABLES};
 /// A question that the loop answers.
 #[derive(Debug)]
 pub(crate) enum Question {
+    Alive,
     Node,
     Ready,
     Table(String),
@@ -27,6 +28,7 @@ pub(crate) enum Question {
 /// Answers a question from what the engine knows now.
 pub(crate) fn answer<P: KernelPort>(engine: &mut Engine<P>, config: &AgentConfig, question: Question) -> AdminAnswer {
     match question {
+        Question::Alive => AdminAnswer::text(StatusCode::OK, "ok\n"),
         Question::Node => AdminAnswer::json(&information(engine, config)),
         Question::Ready => match engine.waiting() {
             None => AdminAnswer::text(StatusCode::OK, "ok\n"),

@@ -1,8 +1,12 @@
 //! One apply cycle: tables to intent to programs to kernel.
 //!
-//! Intent and programs are kept between cycles, so that a cycle costs what changed. What the kernel is
-//! believed to hold (`held`) is only a shortcut: a failure, a notification or the passing of time makes
-//! the engine read the kernel again and work from what is there.
+//! Intent and programs are kept between cycles, so that a cycle costs what changed: a cycle that follows
+//! changes believes that the kernel holds what the last one wanted. A failure, a notification or the
+//! passing of time makes the engine read the kernel again and work from what is there.
+//!
+//! A cycle with changes to follow does not read the kernel because something else failed:
+//! [`Engine::retry`] says when it is time for that, so that one item that the kernel refuses for ever does
+//! not make every other change cost as much as the whole cluster.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +21,7 @@ use portolan_program::nftables;
 use portolan_state::{AttachmentKey, Change, Dirty, Node, Problem, Snapshot, Writer};
 
 use super::port::KernelPort;
+use super::refusals::{self, Refusals};
 use crate::config::AgentConfig;
 use crate::metrics::Metrics;
 
@@ -35,7 +40,7 @@ pub struct Outcome {
     pub messages: usize,
     /// What the kernel refused; it is tried again.
     pub failures: Vec<String>,
-    /// Pod interfaces that could not be made, with the reason.
+    /// Pod interfaces that could not be made, set or removed, with the reason.
     pub failed_pods: BTreeMap<AttachmentKey, KernelError>,
 }
 
@@ -82,20 +87,23 @@ pub struct Engine<P> {
     compiled: Option<Compiled>,
     waiting: Option<Waiting>,
     others: Surroundings,
-    /// Rooms whose kernel side must be read again.
-    stale: Stale,
+    /// Rooms whose kernel side must be read again at the next cycle.
+    stale: Rooms,
+    /// Rooms in which something was refused.
+    failed: Rooms,
+    refusals: Refusals,
 }
 
-/// Which rooms must be read again. A full reading of one is no reason for the other's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stale {
+/// Some of the rooms. A full reading of one is no reason for the other's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Rooms {
     netlink: bool,
     nftables: bool,
 }
 
-impl Stale {
-    const NOTHING: Stale = Stale { netlink: false, nftables: false };
-    const EVERYTHING: Stale = Stale { netlink: true, nftables: true };
+impl Rooms {
+    const NONE: Rooms = Rooms { netlink: false, nftables: false };
+    const ALL: Rooms = Rooms { netlink: true, nftables: true };
 }
 
 /// Everything that follows from a view. A new view starts it anew.
@@ -103,16 +111,15 @@ struct Compiled {
     view: NodeView,
     services: ServicesCompiler,
     nftables: nftables::Compiler,
-    /// What rtnetlink must hold.
+    /// What rtnetlink must hold, and is believed to hold between readings.
     wanted: netlink::Program,
-    /// What it is believed to hold.
-    held: netlink::Program,
     problems: Vec<Problem>,
 }
 
 impl<P: KernelPort> Engine<P> {
     /// An engine that has seen nothing yet.
     pub fn new(config: AgentConfig, port: P, metrics: Arc<Metrics>) -> Engine<P> {
+        let refusals = Refusals::new(config.node.clone());
         Engine {
             port,
             writer: Writer::new(),
@@ -123,7 +130,9 @@ impl<P: KernelPort> Engine<P> {
             compiled: None,
             waiting: Some(Waiting::NotInSync("all".to_owned())),
             others: Surroundings::default(),
-            stale: Stale::EVERYTHING,
+            stale: Rooms::ALL,
+            failed: Rooms::NONE,
+            refusals,
         }
     }
 
@@ -174,7 +183,7 @@ impl<P: KernelPort> Engine<P> {
             .compiled
             .iter()
             .flat_map(|compiled| compiled.problems.iter().cloned().chain(compiled.services.problems()));
-        crate::table::gather(&self.snapshot, further)
+        crate::table::gather(&self.snapshot, further.chain(self.refusals.problems().cloned()))
     }
 
     /// The hardware addresses that other nodes must know for the VXLAN fabric, by family.
@@ -187,20 +196,42 @@ impl<P: KernelPort> Engine<P> {
     /// How many objects and parts of objects have no effect.
     pub fn problem_count(&self) -> usize {
         let further = self.compiled.as_ref().map_or(0, |compiled| compiled.problems.len());
-        self.snapshot.problems.len() + further
+        self.snapshot.problems.len() + further + self.refusals.count()
     }
 
     /// The kernel may differ from what is believed: read all of it at the next cycle.
     pub fn request_resync(&mut self) {
-        self.stale = Stale::EVERYTHING;
+        self.stale = Rooms::ALL;
     }
 
-    /// Others changed the kernel: read that part of it at the next cycle.
+    /// What is known of one pod's interface is in doubt: read links at the next cycle.
+    pub fn distrust_pods(&mut self) {
+        self.stale.netlink = true;
+    }
+
+    /// It is time to try again what was refused: read that part of the kernel at the next cycle.
+    pub fn retry(&mut self) {
+        self.stale.netlink |= self.failed.netlink;
+        self.stale.nftables |= self.failed.nftables;
+    }
+
+    /// Whether something waits for [`Engine::retry`].
+    pub fn wants_retry(&self) -> bool {
+        self.failed != Rooms::NONE || matches!(self.waiting, Some(Waiting::Kernel(_)))
+    }
+
+    /// Whether something was refused, since the last call, that was not refused before.
+    pub fn take_news(&mut self) -> bool {
+        self.refusals.take_news()
+    }
+
+    /// Others changed the kernel: read that part of it at the next cycle. Whoever hears of changes
+    /// gathers them for a moment first, so that a busy neighbour does not make every cycle read the kernel.
     pub fn noticed(&mut self, event: &Event) {
         match event {
             Event::Ruleset => self.stale.nftables = true,
             Event::Link(_) | Event::Address | Event::Route | Event::Neighbour => self.stale.netlink = true,
-            Event::Overrun => self.stale = Stale::EVERYTHING,
+            Event::Overrun => self.stale = Rooms::ALL,
         }
     }
 
@@ -209,7 +240,7 @@ impl<P: KernelPort> Engine<P> {
         let (snapshot, dirty) = self.writer.take();
         self.snapshot = snapshot;
         merge(&mut self.pending, dirty);
-        let outcome = match self.run() {
+        match self.run() {
             Ok(outcome) => {
                 self.waiting = None;
                 self.metrics.set_in_sync();
@@ -222,18 +253,13 @@ impl<P: KernelPort> Engine<P> {
                 self.waiting = Some(waiting);
                 Outcome::default()
             }
-        };
-        // What failed is tried again from what the kernel then holds.
-        if !outcome.failures.is_empty() {
-            self.stale = Stale::EVERYTHING;
         }
-        outcome
     }
 
     fn run(&mut self) -> Result<Outcome, Waiting> {
         self.check_in_sync()?;
         let node = self.own_node()?;
-        if self.stale != Stale::NOTHING {
+        if self.stale != Rooms::NONE {
             return self.resync(&node);
         }
         let dirty = std::mem::take(&mut self.pending);
@@ -264,16 +290,21 @@ impl<P: KernelPort> Engine<P> {
     fn follow(&mut self, dirty: &Dirty) -> Outcome {
         let mut outcome = Outcome { ran: true, ..Outcome::default() };
         let Some(compiled) = &mut self.compiled else { return outcome };
-        if !dirty.nodes.is_empty() || !dirty.attachments.is_empty() {
-            compiled.compile_netlink(&self.snapshot);
-            let changes = netlink::diff(&compiled.wanted, &compiled.held, &self.others);
-            apply_netlink(&mut self.port, &self.metrics, &changes, &mut outcome);
-            compiled.held.clone_from(&compiled.wanted);
-        }
+        self.refusals.forget_attachments(&dirty.attachments);
+        let changes = if !dirty.nodes.is_empty() {
+            let held = compiled.compile_netlink(&self.snapshot);
+            netlink::diff(&compiled.wanted, &held, &self.others)
+        } else if !dirty.attachments.is_empty() {
+            compiled.compile_pods(&self.snapshot, dirty)
+        } else {
+            Vec::new()
+        };
+        self.apply_netlink(&changes, &mut outcome);
+        let Some(compiled) = &mut self.compiled else { return outcome };
         if !dirty.services.is_empty() {
             let updates = compiled.services.update(&self.snapshot, dirty);
             let changes = compiled.nftables.update_services(&updates);
-            apply_nftables(&mut self.port, &self.metrics, &changes, &mut outcome);
+            self.apply_nftables(&changes, &mut outcome);
         }
         outcome
     }
@@ -297,6 +328,7 @@ impl<P: KernelPort> Engine<P> {
             dirty = Dirty::everything(&self.snapshot);
         }
         let mut outcome = Outcome { ran: true, ..Outcome::default() };
+        let is_tables_read = tables.is_some();
         let Some(compiled) = &mut self.compiled else { return Ok(outcome) };
         compiled.compile_netlink(&self.snapshot);
         let updates = compiled.services.update(&self.snapshot, &dirty);
@@ -306,11 +338,65 @@ impl<P: KernelPort> Engine<P> {
             table_changes = nftables::diff(compiled.nftables.program(), &tables);
         }
         let changes = netlink::diff(&compiled.wanted, &observed.ours, &self.others);
-        apply_netlink(&mut self.port, &self.metrics, &changes, &mut outcome);
-        compiled.held.clone_from(&compiled.wanted);
-        apply_nftables(&mut self.port, &self.metrics, &table_changes, &mut outcome);
-        self.stale = Stale::NOTHING;
+        // What is read now is known now, and what is refused is refused anew.
+        self.stale = Rooms::NONE;
+        self.failed.netlink = false;
+        self.refusals.forget_netlink();
+        if is_tables_read {
+            self.failed.nftables = false;
+            self.refusals.forget_nftables();
+        }
+        self.apply_netlink(&changes, &mut outcome);
+        self.apply_nftables(&table_changes, &mut outcome);
         Ok(outcome)
+    }
+
+    fn apply_netlink(&mut self, changes: &[netlink::Change], outcome: &mut Outcome) {
+        if changes.is_empty() {
+            return;
+        }
+        outcome.changes += changes.len();
+        let applied = self.port.apply_netlink(changes);
+        outcome.messages += applied.messages;
+        self.metrics.applied("netlink", changes.len(), applied.failed.len(), applied.messages);
+        for (change, error) in applied.failed {
+            outcome.failures.push(format!("{change}: {error}"));
+            self.failed.netlink |= self.refusals.netlink(&change, &error);
+            if let Some(pod) = refusals::pod_of(&change) {
+                outcome.failed_pods.insert(pod.key.clone(), error);
+            }
+        }
+    }
+
+    fn apply_nftables(&mut self, changes: &[nftables::Change], outcome: &mut Outcome) {
+        if changes.is_empty() {
+            return;
+        }
+        outcome.changes += changes.len();
+        let applied = self.port.apply_nftables(changes);
+        outcome.messages += applied.messages;
+        self.metrics.applied("nftables", changes.len(), applied.failed.len(), applied.messages);
+        for (change, error) in applied.failed {
+            self.refusals.nftables(&change, &error);
+            outcome.failures.push(format!("{}: {error}", nftables::render_changes(&[change]).trim_end()));
+            self.failed.nftables = true;
+        }
+    }
+
+    /// Removes one pod's interface and nothing else, also while the engine waits: what DEL says of it is
+    /// all that must be known. An interface that is not there, or not ours, is none.
+    pub fn remove_pod(&mut self, key: &AttachmentKey) -> Result<(), KernelError> {
+        let observed = self.port.observe_netlink()?;
+        if let Some(pod) = observed.ours.pods.get(key) {
+            let applied = self.port.apply_netlink(&[netlink::Change::RemovePod(pod.clone())]);
+            if let Some((_, error)) = applied.failed.into_iter().next() {
+                return Err(error);
+            }
+        }
+        if let Some(compiled) = &mut self.compiled {
+            compiled.wanted.pods.remove(key);
+        }
+        Ok(())
     }
 
     /// What would change in the kernel now, as the text of each room.
@@ -353,17 +439,30 @@ impl Compiled {
             services: ServicesCompiler::new(view.node.clone()),
             nftables: nftables::Compiler::new(&view, &families),
             wanted: netlink::Program::default(),
-            held: netlink::Program::default(),
             problems: Vec::new(),
             view,
         }
     }
 
-    fn compile_netlink(&mut self, snapshot: &Snapshot) {
+    /// Compiles all of the netlink room, and returns what it was.
+    fn compile_netlink(&mut self, snapshot: &Snapshot) -> netlink::Program {
         let (fabric, problems) = fabric::compile(snapshot, &self.view);
         let wiring = wiring::compile(snapshot, &self.view);
-        self.wanted = netlink::compile(&fabric, &wiring, &self.view);
         self.problems = problems;
+        std::mem::replace(&mut self.wanted, netlink::compile(&fabric, &wiring, &self.view))
+    }
+
+    /// Compiles the pod interfaces that changed, and returns the steps: a pod that comes or goes costs
+    /// the same whatever the number of pods and nodes.
+    fn compile_pods(&mut self, snapshot: &Snapshot, dirty: &Dirty) -> Vec<netlink::Change> {
+        let wiring = wiring::compile_some(snapshot, &self.view, &dirty.attachments);
+        let mut is = netlink::Program::default();
+        for key in &dirty.attachments {
+            is.pods.extend(self.wanted.pods.remove_entry(key));
+        }
+        let want = netlink::Program { pods: netlink::compile_pods(&wiring, &self.view), ..netlink::Program::default() };
+        self.wanted.pods.extend(want.pods.iter().map(|(key, pod)| (key.clone(), pod.clone())));
+        netlink::diff(&want, &is, &Surroundings::default())
     }
 }
 
@@ -392,35 +491,6 @@ fn view(config: &AgentConfig, node: &Node, others: &Surroundings) -> Result<Node
         underlay_mtu: underlay.mtu,
         bridge: config.bridge.clone(),
     })
-}
-
-fn apply_netlink<P: KernelPort>(port: &mut P, metrics: &Metrics, changes: &[netlink::Change], outcome: &mut Outcome) {
-    if changes.is_empty() {
-        return;
-    }
-    outcome.changes += changes.len();
-    let applied = port.apply_netlink(changes);
-    outcome.messages += applied.messages;
-    metrics.applied("netlink", changes.len(), applied.failed.len(), applied.messages);
-    for (change, error) in applied.failed {
-        outcome.failures.push(format!("{change}: {error}"));
-        if let netlink::Change::CreatePod(pod) | netlink::Change::AdjustPod(pod) = &change {
-            outcome.failed_pods.insert(pod.key.clone(), error);
-        }
-    }
-}
-
-fn apply_nftables<P: KernelPort>(port: &mut P, metrics: &Metrics, changes: &[nftables::Change], outcome: &mut Outcome) {
-    if changes.is_empty() {
-        return;
-    }
-    outcome.changes += changes.len();
-    let applied = port.apply_nftables(changes);
-    outcome.messages += applied.messages;
-    metrics.applied("nftables", changes.len(), applied.failed.len(), applied.messages);
-    for (change, error) in applied.failed {
-        outcome.failures.push(format!("{}: {error}", nftables::render_changes(&[change]).trim_end()));
-    }
 }
 
 fn merge(into: &mut Dirty, from: Dirty) {

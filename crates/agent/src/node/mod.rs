@@ -8,7 +8,8 @@
 //! ```
 //!
 //! - [`role`] is the loop: it waits for events, gathers them, and lets the engine run a cycle.
-//! - [`engine`] is the cycle: tables to intent to programs to kernel, and what failed stays dirty.
+//! - [`engine`] is the cycle: tables to intent to programs to kernel, and what failed stays dirty;
+//!   [`refusals`] says what and why.
 //! - [`verbs`] answers CNI calls, [`answers`] the administration socket.
 //! - [`port`] is the kernel as the engine sees it, so that a fake one can stand in.
 //!
@@ -18,8 +19,12 @@
 mod answers;
 pub mod engine;
 pub mod port;
+mod refusals;
 mod role;
 mod verbs;
 mod watch;
+
+#[cfg(test)]
+mod tests;
 
 pub use role::{RunError, clean, run};

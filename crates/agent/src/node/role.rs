@@ -1,5 +1,6 @@
 //! The loop: it waits for events, gathers them, and lets the engine run a cycle.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +15,7 @@ use tokio::task::LocalSet;
 use tokio::time::sleep_until;
 
 use super::answers::{self, Question};
-use super::engine::Engine;
+use super::engine::{Engine, Outcome};
 use super::port::{KernelPort, RealKernel};
 use super::{verbs, watch};
 use crate::admin_socket::{self, AdminAnswer, AdminHandler, AdminRequest, SocketError};
@@ -23,8 +24,8 @@ use crate::attachments::{AttachmentBook, BookError};
 use crate::cni_socket::{CniCall, CniSocket, CniSocketError};
 use crate::config::AgentConfig;
 use crate::limits::{
-    ADMIN_QUEUE, CNI_QUEUE, EVENTS_PER_CYCLE_MAX, MONITOR_WAIT_MILLISECONDS, NOTIFICATION_QUEUE, REPAIR_DELAY,
-    RESYNC_INTERVAL, RETRY_DELAY_MAX, RETRY_DELAY_MIN, SOURCE_QUEUE,
+    ADMIN_QUEUE, CNI_QUEUE, EVENTS_PER_CYCLE_MAX, HEALTH_TIMEOUT, MONITOR_WAIT_MILLISECONDS, NOTIFICATION_QUEUE,
+    REPAIR_DELAY, REPAIR_EVENTS_MAX, RESYNC_INTERVAL, RETRY_DELAY_MAX, RETRY_DELAY_MIN, SOURCE_QUEUE,
 };
 use crate::metrics::Metrics;
 use crate::publish::{self, Announcement};
@@ -47,6 +48,9 @@ pub enum RunError {
     /// The connection to the cluster's API is misconfigured.
     #[error(transparent)]
     Source(#[from] portolan_source::SourceError),
+    /// A fault of ours: without the loop the agent would be there and do nothing.
+    #[error("the agent's loop ended by itself, which is a fault of it: the log says where; start the agent again")]
+    LoopEnded,
     /// The operating system refuses.
     #[error("the agent's loop could not be started: {0}")]
     System(#[from] std::io::Error),
@@ -56,6 +60,10 @@ pub enum RunError {
 pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
     // The sockets come first: a second agent on the node ends here, before it touches anything.
     let admin = admin_socket::bind_unix(&config.runtime_directory.join("agent.sock"))?;
+    let metrics_listener = match config.metrics_address {
+        Some(address) => Some(admin_socket::bind_tcp(address).await?),
+        None => None,
+    };
     let (question_sender, questions) = mpsc::channel(ADMIN_QUEUE);
     let (call_sender, calls) = mpsc::channel(CNI_QUEUE);
     let (event_sender, events) = mpsc::channel(SOURCE_QUEUE);
@@ -84,29 +92,32 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
     std::thread::Builder::new().name("monitor".to_owned()).spawn(move || listen(monitor, &notification_sender))?;
     let (stop, stopped) = oneshot::channel();
     let node_loop = NodeLoop { config: config.clone(), engine, book, tunnel, retry: None, repair: Repair::default() };
+    // Dropped when the thread ends, also by a panic.
+    let (alive, ended) = oneshot::channel::<()>();
     let thread = std::thread::Builder::new().name("node".to_owned()).spawn(move || {
+        let _alive = alive;
         let inputs = Inputs { events, calls, questions, notifications, stopped };
         node_loop.run_thread(inputs, client, announced);
     })?;
 
     let handler = Arc::new(Administration { config: config.clone(), questions: question_sender, metrics });
     let administration = tokio::spawn(admin_socket::serve_unix(admin, handler.clone()));
-    if let Some(address) = config.metrics_address {
-        tokio::spawn(async move {
-            if let Err(error) = admin_socket::serve_tcp(address, handler).await {
-                tracing::error!(%error, "metrics and health are not served");
-            }
-        });
-    }
+    let monitoring = metrics_listener.map(|listener| tokio::spawn(admin_socket::serve_tcp(listener, handler)));
     tracing::info!(node = %config.node, fabric = %config.fabric, "the agent runs");
-    shutdown.await;
+    let outcome = tokio::select! {
+        () = shutdown => Ok(()),
+        _ = ended => Err(RunError::LoopEnded),
+    };
     tracing::info!("the agent stops; the data plane goes on forwarding");
     let _ = stop.send(());
     source.stop().await;
     administration.abort();
+    if let Some(monitoring) = monitoring {
+        monitoring.abort();
+    }
     // The loop ends at its next event, so joining it does not wait for long.
     let _ = tokio::task::spawn_blocking(move || thread.join()).await;
-    Ok(())
+    outcome
 }
 
 /// Removes what is ours from the kernel of this network namespace; returns what was done, as text.
@@ -188,21 +199,28 @@ fn listen(mut monitor: Monitor, sender: &mpsc::Sender<KernelEvent>) {
 struct Repair {
     at: Option<Instant>,
     delay: std::time::Duration,
+    /// What others changed since.
+    events: BTreeSet<KernelEvent>,
 }
 
 impl Default for Repair {
     fn default() -> Self {
-        Repair { at: None, delay: REPAIR_DELAY }
+        Repair { at: None, delay: REPAIR_DELAY, events: BTreeSet::new() }
     }
 }
 
 impl Repair {
-    fn wanted(&mut self) {
+    fn wanted(&mut self, event: KernelEvent) {
         self.at.get_or_insert(Instant::now() + self.delay);
+        // Links are told apart by name and nothing else is, so that one link stands for all beyond the bound.
+        if self.events.len() < REPAIR_EVENTS_MAX || !matches!(event, KernelEvent::Link(_)) {
+            self.events.insert(event);
+        }
     }
 
     fn done(&mut self, changed: bool) {
         self.at = None;
+        self.events.clear();
         self.delay = if changed { REPAIR_DELAY } else { (self.delay * 2).min(REPAIR_DELAY * 10) };
     }
 }
@@ -245,27 +263,44 @@ impl NodeLoop {
             tokio::select! {
                 biased;
                 _ = &mut inputs.stopped => return,
+                // What is due comes first, and what is noticed is only noted: no stream of events can put
+                // off repairs for ever.
+                () = sleep_until(wake.into()) => self.tick(&mut resync_at),
+                Some(event) = inputs.notifications.recv() => self.notice(event),
                 Some(call) = inputs.calls.recv() => self.call(call),
                 Some((question, reply)) = inputs.questions.recv() => {
                     let _ = reply.send(answers::answer(&mut self.engine, &self.config, question));
                 }
                 Some(event) = inputs.events.recv() => self.follow(event, &mut inputs.events),
-                Some(event) = inputs.notifications.recv() => self.notice(&event),
-                () = sleep_until(wake.into()) => {
-                    let now = Instant::now();
-                    if resync_at <= now {
-                        resync_at = now + RESYNC_INTERVAL;
-                        self.engine.request_resync();
-                    }
-                    self.cycle();
-                }
             }
+        }
+    }
+
+    /// Does what is due.
+    fn tick(&mut self, resync_at: &mut Instant) {
+        let now = Instant::now();
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if is_due(Some(*resync_at)) {
+            *resync_at = now + RESYNC_INTERVAL;
+            self.engine.request_resync();
+        }
+        if is_due(self.retry.as_ref().map(|retry| retry.at)) {
+            self.engine.retry();
+        }
+        let is_repair = is_due(self.repair.at);
+        if is_repair {
+            self.repair.events.iter().for_each(|event| self.engine.noticed(event));
+        }
+        let outcome = self.cycle();
+        if is_repair {
+            self.repair.done(outcome.changes > outcome.failures.len());
         }
     }
 
     fn call(&mut self, call: CniCall) {
         let response = verbs::answer_call(&mut self.engine, &mut self.book, &call.request);
         call.reply.send(response);
+        self.schedule_retry();
         self.announce();
     }
 
@@ -289,37 +324,37 @@ impl NodeLoop {
         self.cycle();
     }
 
-    fn notice(&mut self, event: &KernelEvent) {
+    fn notice(&mut self, event: KernelEvent) {
         tracing::trace!(?event, "the kernel was changed by others");
-        self.engine.noticed(event);
-        self.repair.wanted();
+        self.repair.wanted(event);
     }
 
-    fn cycle(&mut self) {
+    fn cycle(&mut self) -> Outcome {
         let begin = Instant::now();
-        let is_repair = self.repair.at.is_some_and(|at| at <= begin);
         let outcome = self.engine.cycle();
-        if is_repair {
-            self.repair.done(outcome.changes > 0);
-        }
-        self.schedule_retry(&outcome.failures);
+        self.schedule_retry();
         if outcome.ran {
             let problems = self.engine.problem_count();
             self.engine.metrics.cycle(begin.elapsed(), self.engine.snapshot().revision, problems);
         }
         self.announce();
+        outcome
     }
 
-    fn schedule_retry(&mut self, failures: &[String]) {
-        if failures.is_empty() {
+    /// What failed for the first time is tried again soon, and what fails time after time ever later.
+    fn schedule_retry(&mut self) {
+        let now = Instant::now();
+        let is_news = self.engine.take_news();
+        if !self.engine.wants_retry() {
             self.retry = None;
             return;
         }
-        for failure in failures.iter().take(10) {
-            tracing::warn!(failure, "the kernel refused a change; it is tried again");
-        }
-        let delay = self.retry.as_ref().map_or(RETRY_DELAY_MIN, |retry| (retry.delay * 2).min(RETRY_DELAY_MAX));
-        self.retry = Some(Retry { at: Instant::now() + delay, delay });
+        let delay = match &self.retry {
+            Some(retry) if !is_news && retry.at > now => return,
+            Some(retry) if !is_news => (retry.delay * 2).min(RETRY_DELAY_MAX),
+            _ => RETRY_DELAY_MIN,
+        };
+        self.retry = Some(Retry { at: now + delay, delay });
     }
 
     /// Tells the publisher what the Node object should say of this node's end of the fabric.
@@ -359,7 +394,7 @@ impl AdminHandler for Administration {
     async fn handle(&self, request: AdminRequest) -> AdminAnswer {
         let path = request.path.as_str();
         match (&request.method, path) {
-            (&Method::GET, "/healthz" | "/livez") => AdminAnswer::text(StatusCode::OK, "ok\n"),
+            (&Method::GET, "/healthz" | "/livez") => self.alive().await,
             (&Method::GET, "/readyz") => self.ask(Question::Ready).await,
             (&Method::GET, "/metrics") => AdminAnswer::text(StatusCode::OK, self.metrics.render()),
             _ if !request.trusted => AdminAnswer::text(StatusCode::NOT_FOUND, "only /healthz, /readyz and /metrics"),
@@ -389,6 +424,14 @@ impl Administration {
             return gone();
         }
         answer.await.unwrap_or_else(|_| gone())
+    }
+
+    /// An agent whose loop hangs is not healthy, however well its sockets answer.
+    async fn alive(&self) -> AdminAnswer {
+        tokio::time::timeout(HEALTH_TIMEOUT, self.ask(Question::Alive)).await.unwrap_or_else(|_| {
+            let reason = format!("the agent's loop has not answered for {HEALTH_TIMEOUT:?}");
+            AdminAnswer::text(StatusCode::SERVICE_UNAVAILABLE, reason)
+        })
     }
 
     async fn probe(&self, body: &[u8]) -> AdminAnswer {

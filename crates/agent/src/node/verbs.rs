@@ -47,18 +47,22 @@ fn add<P: KernelPort>(
         return Err(CniError::try_again_later(reason));
     };
     book.set_prefixes(&engine.pod_prefixes());
+    if book.get(&key_of(&request.parameters)).is_some() {
+        // It was asked for before: whether it was also made is seen in the kernel alone.
+        engine.distrust_pods();
+    }
     let attachment = book.add(request, mtu)?;
     let key = attachment.key.clone();
     engine.write(Change::Upsert(Object::Attachment(attachment.clone()), Vec::new()));
     let mut outcome = engine.cycle();
-    match outcome.failed_pods.remove(&key) {
-        None => answer::added(request, &attachment, mtu),
-        Some(error) => {
-            // Nothing half-made stays: neither in the kernel, nor in the book.
-            forget(engine, book, &key)?;
-            Err(kernel_error(&error, &key))
-        }
-    }
+    let error = match (outcome.ran, outcome.failed_pods.remove(&key)) {
+        (true, None) => return answer::added(request, &attachment, mtu),
+        (true, Some(error)) => kernel_error(&error, &key),
+        (false, _) => CniError::try_again_later(engine.waiting().map(ToString::to_string).unwrap_or_default()),
+    };
+    // Nothing half-made stays: neither in the kernel, nor in the book.
+    forget(engine, book, &key)?;
+    Err(error)
 }
 
 fn delete<P: KernelPort>(
@@ -79,12 +83,21 @@ fn forget<P: KernelPort>(
     if book.get(key).is_none() {
         return Ok(());
     }
-    // Before in-sync the kernel is left alone, so the address must stay taken until then.
-    if let Some(waiting) = engine.waiting() {
-        return Err(CniError::try_again_later(waiting.to_string()));
+    if !engine.snapshot().attachments.contains_key(key) {
+        // An earlier call took it out of the tables and failed: what the kernel holds must be seen.
+        engine.distrust_pods();
     }
     engine.write(Change::Delete(ObjectRef::Attachment(key.clone())));
-    engine.cycle();
+    let mut outcome = engine.cycle();
+    let removed = match (outcome.ran, outcome.failed_pods.remove(key)) {
+        (true, None) => Ok(()),
+        (true, Some(error)) => Err(error),
+        // While the tables are not known in full the rest of the kernel is left alone. A pod that ends needs
+        // nothing of them, and a node whose API server is away must be able to end its pods.
+        (false, _) => engine.remove_pod(key),
+    };
+    // An interface that stays keeps its address and its record, so that no other pod gets the address.
+    removed.map_err(|error| kernel_error(&error, key))?;
     book.remove(key)?;
     Ok(())
 }
@@ -121,5 +134,11 @@ fn collect_garbage<P: KernelPort>(
 }
 
 fn kernel_error(error: &KernelError, key: &AttachmentKey) -> CniError {
-    CniError::io(format!("the interface of {key} cannot be made or read: {error}"))
+    match error {
+        KernelError::NoNamespace { path, .. } => {
+            CniError::invalid_environment(format!("CNI_NETNS={} for {key}: {error}", path.display()))
+        }
+        _ => CniError::wiring_failed(format!("the interface of {key} cannot be made or removed: {error}"))
+            .with_details("see `portolan show problems` and the agent's log"),
+    }
 }
