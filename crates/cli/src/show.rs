@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use portolan_agent::client::ClientError;
 use portolan_agent::table::{TABLES, Table};
+use portolan_net::NodeName;
 
 use crate::agents::ClusterArguments;
 use crate::output::{Failure, Format, print_table};
@@ -90,41 +91,91 @@ pub(crate) fn plan(arguments: &PlanArguments) -> Result<ExitCode, Failure> {
 pub(crate) fn doctor(arguments: &DoctorArguments) -> Result<ExitCode, Failure> {
     block_on(async {
         let agents = arguments.cluster.agents().await?;
-        let mut count = 0_usize;
-        let mut complain = |node: &dyn std::fmt::Display, what: &str, hint: &str| {
-            count += 1;
-            println!("{node}: {what}\n  hint: {hint}");
-        };
+        let mut findings = Findings::default();
         for (node, client) in agents.all() {
             match client.text("/readyz").await {
                 Ok(_) => {}
                 Err(ClientError::Refused { message, .. }) => {
-                    complain(node, &message, "look at the agent's log; it is ready once every table was listed");
+                    findings.add(node, &message, "look at the agent's log; it is ready once every table was listed");
                 }
                 Err(error) => {
-                    complain(node, &error.to_string(), "start the agent; the data plane forwards meanwhile");
+                    findings.add(node, &error.to_string(), "start the agent; the data plane forwards meanwhile");
                     continue;
                 }
             }
             let problems: Table = client.get("/tables/problems").await.context("the problems were not shown")?;
             for row in &problems.rows {
                 if let [object, field, reason, hint] = row.as_slice() {
-                    complain(node, &format!("{object}: {field}: {reason}"), hint);
+                    findings.add(node, &format!("{object}: {field}: {reason}"), hint);
                 }
             }
             match client.text("/plan").await {
                 Ok(plan) if plan.is_empty() => {}
-                Ok(plan) => complain(
+                Ok(plan) => findings.add(
                     node,
                     &format!("the kernel is not as it must be:\n{plan}"),
                     "the agent mends this by itself within a second; if it stays, its log says why",
                 ),
-                Err(error) => complain(node, &error.to_string(), "look at the agent's log"),
+                Err(error) => findings.add(node, &error.to_string(), "look at the agent's log"),
             }
         }
-        if count == 0 {
-            println!("no problems on {} nodes", agents.all().count());
-        }
-        Ok(if count == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+        print!("{}", findings.render(agents.all().count()));
+        Ok(if findings.0.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
     })
+}
+
+/// What is wrong, in the order in which it was found, each with the nodes that say so: what is wrong with
+/// an object of the cluster is seen by all of them.
+#[derive(Debug, Default)]
+struct Findings(Vec<Finding>);
+
+#[derive(Debug)]
+struct Finding {
+    what: String,
+    hint: String,
+    nodes: Vec<String>,
+}
+
+impl Findings {
+    fn add(&mut self, node: &NodeName, what: &str, hint: &str) {
+        let known = self.0.iter_mut().find(|finding| (finding.what.as_str(), finding.hint.as_str()) == (what, hint));
+        match known {
+            Some(finding) => finding.nodes.push(node.to_string()),
+            None => self.0.push(Finding { what: what.into(), hint: hint.into(), nodes: vec![node.to_string()] }),
+        }
+    }
+
+    fn render(&self, nodes: usize) -> String {
+        if self.0.is_empty() {
+            return format!("no problems on {nodes} nodes\n");
+        }
+        let line = |finding: &Finding| {
+            let on = match finding.nodes.len() {
+                count if count > 1 && count == nodes => format!("all {nodes} nodes"),
+                _ => finding.nodes.join(", "),
+            };
+            format!("{on}: {}\n  hint: {}\n", finding.what.trim_end(), finding.hint)
+        };
+        self.0.iter().map(line).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_several_nodes_say_is_printed_once() {
+        let mut findings = Findings::default();
+        assert_eq!(findings.render(3), "no problems on 3 nodes\n");
+        for node in ["a", "b", "c"] {
+            findings.add(&node.into(), "Service x: taken", "change it");
+        }
+        findings.add(&"b".into(), "the kernel differs\n", "wait");
+        findings.add(&"c".into(), "the kernel differs\n", "wait");
+        assert_eq!(
+            findings.render(3),
+            "all 3 nodes: Service x: taken\n  hint: change it\nb, c: the kernel differs\n  hint: wait\n"
+        );
+    }
 }
