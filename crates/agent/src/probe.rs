@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use portolan_kernel::KernelError;
+use portolan_kernel::ping::{Echo, echo};
 use portolan_net::{Packet, Protocol};
 use tokio::net::{TcpSocket, UdpSocket};
 
@@ -15,8 +17,11 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The protocol has no prober.
-    #[error("a live trace cannot send {0}: use --protocol tcp or udp, or --predict")]
+    #[error("a live trace cannot send {0}: use --protocol tcp, udp or icmp, or --predict")]
     Unsupported(Protocol),
+    /// The kernel refuses.
+    #[error("the probe could not be sent: {0}")]
+    Kernel(#[from] KernelError),
     /// The operating system refuses.
     #[error("the probe could not be sent: {0}")]
     Send(#[from] std::io::Error),
@@ -25,8 +30,23 @@ pub enum ProbeError {
 /// Sends the packet and waits for its answer. The namespace is the calling thread's, so this builds a
 /// runtime of its own.
 pub fn send_blocking(packet: &Packet, cookie: &str) -> Result<ProbeAnswer, ProbeError> {
+    if packet.protocol == Protocol::Icmp {
+        return ping(packet, cookie);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(send(packet, cookie))
+}
+
+fn ping(packet: &Packet, cookie: &str) -> Result<ProbeAnswer, ProbeError> {
+    let (source, destination) = (packet.source, packet.destination);
+    let outcome = echo(source, destination, packet.source_port, cookie.as_bytes(), ANSWER_TIMEOUT)?;
+    Ok(match outcome {
+        Echo::Answered(after) => {
+            ProbeAnswer::Answered { microseconds: u64::try_from(after.as_micros()).unwrap_or(u64::MAX) }
+        }
+        Echo::Refused(errno) => ProbeAnswer::Refused { reason: errno.desc().to_owned() },
+        Echo::Silence => ProbeAnswer::Silence,
+    })
 }
 
 async fn send(packet: &Packet, cookie: &str) -> Result<ProbeAnswer, ProbeError> {

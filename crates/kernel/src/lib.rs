@@ -22,6 +22,7 @@ pub mod monitor;
 pub mod netlink;
 pub mod netns;
 pub mod nftables;
+pub mod ping;
 pub mod process;
 pub mod rawnetlink;
 pub mod sysctl;

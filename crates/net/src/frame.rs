@@ -16,6 +16,8 @@ pub struct Frame {
     pub tcp_sequence: Option<u32>,
     /// TCP flags (RFC 9293 §3.1): 0x02 SYN, 0x10 ACK, 0x04 RST.
     pub tcp_flags: u8,
+    /// Type of an ICMP message: 8 or 128 of an echo request, 0 or 129 of its answer.
+    pub icmp_type: Option<u8>,
     /// Time to live, or hop limit.
     pub time_to_live: u8,
     /// What follows the transport header.
@@ -106,12 +108,14 @@ fn parse_transport(
         packet: Packet { source, destination, protocol, source_port: 0, destination_port: 0, mark: 0 },
         tcp_sequence: None,
         tcp_flags: 0,
+        icmp_type: None,
         time_to_live,
         payload: Vec::new(),
     };
     let header_length = match protocol {
         Protocol::Icmp => {
             let identifier = read_u16(bytes, 4).ok_or(truncated)?;
+            frame.icmp_type = bytes.first().copied();
             (frame.packet.source_port, frame.packet.destination_port) = (identifier, identifier);
             8
         }
@@ -154,6 +158,17 @@ mod tests {
         fn any_ipv4_header_is_read_or_refused(mut bytes in proptest::collection::vec(any::<u8>(), 20..80)) {
             bytes[0] = 0x45;
             let _ = parse_ip(&bytes);
+        }
+    }
+
+    #[test]
+    fn tells_an_echo_request_from_its_answer() {
+        for kind in [8, 0] {
+            let mut bytes = vec![0x45, 0, 0, 30, 0, 0, 0, 0, 64, 1, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+            bytes.extend([kind, 0, 0, 0, 0xbe, 0xef, 0, 1, b'h', b'i']);
+            let frame = parse_ip(&bytes).expect("a packet");
+            assert_eq!((frame.icmp_type, frame.packet.source_port), (Some(kind), 0xbeef));
+            assert_eq!(frame.payload, b"hi");
         }
     }
 

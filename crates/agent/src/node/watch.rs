@@ -19,6 +19,9 @@ use crate::probe;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
+/// Types of an echo request (RFC 792, RFC 4443 §4.1).
+const ICMP_ECHO: [u8; 2] = [8, 128];
+
 /// Opens the capture in the calling thread's namespace, and reports what looks like the probe.
 pub(super) fn watch(node: NodeName, question: ObserveQuestion) -> Result<BoxStream<'static, String>, KernelError> {
     let mut capture = Capture::open()?;
@@ -70,7 +73,11 @@ fn is_probe(frame: &Frame, question: &ObserveQuestion) -> bool {
         || question.source_port == packet.source_port;
     match packet.protocol {
         Protocol::Tcp => has_port && frame.tcp_flags & (SYN | ACK) == SYN,
-        Protocol::Udp | Protocol::Sctp | Protocol::Icmp => frame.payload == question.cookie.as_bytes(),
+        Protocol::Udp | Protocol::Sctp => frame.payload == question.cookie.as_bytes(),
+        // The answer has the same payload.
+        Protocol::Icmp => {
+            frame.icmp_type.is_some_and(|kind| ICMP_ECHO.contains(&kind)) && frame.payload == question.cookie.as_bytes()
+        }
     }
 }
 
