@@ -13,8 +13,12 @@ pub const TRANSACTION_OPERATIONS_MAX: usize = 128;
 
 /// Revisions that stay readable and watchable before the store compacts itself.
 ///
-/// At 2 KiB per object this is at most 40 MiB of history.
+/// At 2 KiB per object this is 40 MiB of history; [`HISTORY_BYTES_MAX`] bounds that of larger ones.
 pub const HISTORY_REVISIONS_MAX: u64 = 20_000;
+
+/// Bytes of keys and values in that history: whoever rewrites a large object again and again gets a
+/// shorter history, and not a store without room.
+pub const HISTORY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// How far history may grow past [`HISTORY_REVISIONS_MAX`] before it is trimmed, so that trimming is
 /// one larger step now and then, not a small one with every write.

@@ -110,7 +110,7 @@ impl Disk {
             let previous = state.current(&current.key).cloned();
             let event = Event { kind, current: Arc::new(current), previous };
             state.take_event(&event);
-            log_event(&mut state, event);
+            state.log_event(event);
         }
         Ok(state)
     }
@@ -169,18 +169,6 @@ impl Commit {
     /// Makes it durable: redb's default durability returns after the file is synced.
     pub(super) fn finish(self) -> Result<(), StoreError> {
         self.transaction.commit().map_err(backend)
-    }
-}
-
-/// Puts an event that was read back into the log, when it is recent enough to be watched.
-fn log_event(state: &mut State, event: Event) {
-    let revision = event.current.mod_revision;
-    if revision < state.compacted {
-        return;
-    }
-    match state.log.back_mut() {
-        Some(change) if change.revision == revision => change.events.push(event),
-        _ => state.log.push_back(Change { revision, events: vec![event] }),
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::StoreError;
-use crate::limits::WATCHERS_MAX;
+use crate::limits::{HISTORY_REVISIONS_SLACK, WATCHERS_MAX};
 use crate::types::{
     Event, EventKind, KeyRange, KeyValue, LeaseId, LeaseStatus, RangeRequest, RangeResponse, Revision, WatchRequest,
 };
@@ -26,6 +26,16 @@ pub(super) struct Version {
 pub(super) struct Change {
     pub(super) revision: Revision,
     pub(super) events: Vec<Event>,
+}
+
+impl Change {
+    fn bytes(&self) -> usize {
+        self.events.iter().map(event_bytes).sum()
+    }
+}
+
+fn event_bytes(event: &Event) -> usize {
+    event.current.key.len() + event.current.value.len()
 }
 
 #[derive(Debug, Clone)]
@@ -52,6 +62,8 @@ pub(super) struct State {
     pub(super) compacted: Revision,
     pub(super) index: BTreeMap<Vec<u8>, Vec<Version>>,
     pub(super) log: VecDeque<Change>,
+    /// Bytes of the keys and values that the log writes.
+    log_bytes: usize,
     pub(super) leases: BTreeMap<LeaseId, Lease>,
     watches: BTreeMap<u64, Watch>,
     watches_opened: u64,
@@ -64,6 +76,7 @@ impl State {
             compacted,
             index: BTreeMap::new(),
             log: VecDeque::new(),
+            log_bytes: 0,
             leases: BTreeMap::new(),
             watches: BTreeMap::new(),
             watches_opened: 0,
@@ -115,7 +128,37 @@ impl State {
             self.take_event(event);
         }
         self.watches.retain(|_, watch| deliver(watch, &change, now));
+        self.log_bytes += change.bytes();
         self.log.push_back(change);
+    }
+
+    /// Puts an event that was read back into the log, when it is recent enough to be watched.
+    pub(super) fn log_event(&mut self, event: Event) {
+        let revision = event.current.mod_revision;
+        if revision < self.compacted {
+            return;
+        }
+        self.log_bytes += event_bytes(&event);
+        match self.log.back_mut() {
+            Some(change) if change.revision == revision => change.events.push(event),
+            _ => self.log.push_back(Change { revision, events: vec![event] }),
+        }
+    }
+
+    /// The revision to compact at, when there are more than `history` revisions or more bytes than
+    /// `bytes`. By bytes half is let go, so that it is not done again with the next write.
+    pub(super) fn trim_to(&self, history: u64, bytes: usize) -> Option<Revision> {
+        let slack = HISTORY_REVISIONS_SLACK.min(history);
+        let by_count =
+            (self.revision - self.compacted > history + slack).then(|| self.revision.saturating_sub(history));
+        let mut left = self.log_bytes;
+        let kept = self.log.iter().find(|change| {
+            let is_small_enough = left <= bytes / 2;
+            left -= change.bytes();
+            is_small_enough
+        });
+        let by_bytes = (self.log_bytes > bytes).then(|| kept.map_or(self.revision, |change| change.revision));
+        by_count.max(by_bytes).filter(|revision| *revision > self.compacted)
     }
 
     /// Takes in one event of a change: also how the database is read back at start.
@@ -209,7 +252,7 @@ impl State {
             }
         }
         let forgotten = self.log.partition_point(|change| change.revision < revision);
-        self.log.drain(..forgotten);
+        self.log_bytes -= self.log.drain(..forgotten).map(|change| change.bytes()).sum::<usize>();
         self.compacted = revision;
     }
 
@@ -275,5 +318,43 @@ fn deliver(watch: &mut Watch, change: &Change, now: Duration) -> bool {
             watch.sender.send_events(revision, events)
         }
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(revision: Revision, bytes: usize) -> Change {
+        let key = vec![b'a'; bytes];
+        let current = KeyValue {
+            key,
+            value: Vec::new(),
+            create_revision: 1,
+            mod_revision: revision,
+            version: revision,
+            lease: 0,
+        };
+        Change { revision, events: vec![Event { kind: EventKind::Put, current: Arc::new(current), previous: None }] }
+    }
+
+    #[test]
+    fn history_is_bounded_by_revisions_and_by_bytes() {
+        let mut state = State::new(1, 0);
+        for revision in 2..=11 {
+            state.apply(written(revision, 100), Duration::ZERO);
+        }
+        assert_eq!(state.trim_to(20, 1000), None);
+        assert_eq!(state.trim_to(5, 1000), Some(6));
+        // 400 of 800 bytes stay: those of the revisions 8 to 11.
+        assert_eq!(state.trim_to(20, 800), Some(8));
+        state.compact(8);
+        assert_eq!((state.log_bytes, state.log.len()), (400, 4));
+        assert_eq!(state.trim_to(20, 800), None);
+        // One change that is too large alone is the only one that stays.
+        state.apply(written(12, 5000), Duration::ZERO);
+        assert_eq!(state.trim_to(20, 800), Some(12));
+        state.compact(12);
+        assert_eq!(state.trim_to(20, 800), None);
     }
 }

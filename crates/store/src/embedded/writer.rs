@@ -14,7 +14,7 @@ use super::{read, write};
 use crate::clock::Clock;
 use crate::error::StoreError;
 use crate::limits::{
-    GROUP_COMMIT_MAX, HISTORY_REVISIONS_SLACK, LEASE_CHECK_INTERVAL, LEASES_MAX, PROGRESS_INTERVAL,
+    GROUP_COMMIT_MAX, HISTORY_BYTES_MAX, LEASE_CHECK_INTERVAL, LEASES_MAX, PROGRESS_INTERVAL,
     TRANSACTION_OPERATIONS_MAX,
 };
 use crate::types::{KeyRange, LeaseId, LeaseStatus, Operation, Revision, Transaction, TransactionResult};
@@ -240,14 +240,8 @@ impl Writer {
 
     /// Bounds history without being asked.
     fn trim(&self) {
-        let (revision, compacted) = {
-            let state = read(&self.state);
-            (state.revision, state.compacted)
-        };
-        if revision - compacted <= self.history + HISTORY_REVISIONS_SLACK.min(self.history) {
-            return;
-        }
-        if let Err(error) = self.compact(revision - self.history) {
+        let Some(revision) = read(&self.state).trim_to(self.history, HISTORY_BYTES_MAX) else { return };
+        if let Err(error) = self.compact(revision) {
             tracing::warn!(%error, "history could not be trimmed; retried after the next write");
         }
     }
