@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
-use crate::admission::NodePrefixLengths;
+use crate::admission::{NodePrefixLengths, overlaps};
+use crate::error::Error;
 
 /// How to run the server.
 #[derive(Debug, Clone)]
@@ -51,8 +52,70 @@ impl Config {
         }
     }
 
+    /// Looks whether the ranges fit together.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let refused = |field, reason| Err(Error::Config { field, reason });
+        if self.token.as_deref().is_some_and(|token| token.trim().is_empty()) {
+            return refused(
+                "token",
+                "it is empty, and so would let everybody in; leave it out to have one made".to_owned(),
+            );
+        }
+        if self.service_prefixes.is_empty() {
+            return refused("service_prefixes", "there is none; give one, such as 10.96.0.0/16".to_owned());
+        }
+        for (field, prefixes) in
+            [("service_prefixes", &self.service_prefixes), ("cluster_prefixes", &self.cluster_prefixes)]
+        {
+            let v4 = prefixes.iter().filter(|prefix| prefix.addr().is_ipv4()).count();
+            if v4 > 1 || prefixes.len() - v4 > 1 {
+                return refused(field, format!("{prefixes:?} has two of one family; give one of each at most"));
+            }
+        }
+        for cluster in &self.cluster_prefixes {
+            if let Some(service) = self.service_prefixes.iter().find(|service| overlaps(service, cluster)) {
+                let reason = format!("{cluster} overlaps with {service}, the range of Services; choose another");
+                return refused("cluster_prefixes", reason);
+            }
+            let length = self.node_prefix_lengths.of(cluster);
+            if length > cluster.max_prefix_len() || length < cluster.prefix_len() {
+                let reason = format!("nodes cannot have parts of /{length} of {cluster}; choose a length between");
+                return refused("node_prefix_lengths", reason);
+            }
+        }
+        Ok(())
+    }
+
     /// The kubeconfig that the server writes.
     pub fn kubeconfig_path(&self) -> PathBuf {
         self.data_directory.join("kubeconfig")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_do_not_fit_together_are_named() {
+        let refused = |change: fn(&mut Config)| {
+            let mut config = Config::new("/nowhere");
+            assert!(config.check().is_ok());
+            change(&mut config);
+            config.check().unwrap_err().to_string()
+        };
+        let prefix = |text: &str| -> IpNet { text.parse().unwrap() };
+        assert_eq!(prefix("10.0.0.0/8").max_prefix_len(), 32);
+        assert_eq!(
+            refused(|it| it.cluster_prefixes = vec!["10.96.4.0/22".parse().unwrap()]),
+            "cluster_prefixes: 10.96.4.0/22 overlaps with 10.96.0.0/16, the range of Services; choose another"
+        );
+        assert!(refused(|it| it.token = Some(String::new())).starts_with("token: it is empty"));
+        assert!(refused(|it| it.service_prefixes.clear()).starts_with("service_prefixes: there is none"));
+        assert!(
+            refused(|it| it.cluster_prefixes.push("10.43.0.0/16".parse().unwrap())).contains("has two of one family")
+        );
+        assert!(refused(|it| it.node_prefix_lengths.ipv4 = 33).starts_with("node_prefix_lengths: "));
+        assert!(refused(|it| it.node_prefix_lengths.ipv4 = 15).starts_with("node_prefix_lengths: "));
     }
 }

@@ -8,6 +8,14 @@ use portolan_store::StoreError;
 /// Why the server does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A value of the configuration cannot work.
+    #[error("{field}: {reason}")]
+    Config {
+        /// The field.
+        field: &'static str,
+        /// What is wrong with it, and what would be right.
+        reason: String,
+    },
     /// Another server listens on the socket.
     #[error("the socket {path:?} is in use by another server: stop it, or choose another path")]
     SocketInUse {

@@ -35,4 +35,5 @@ mod tls;
 
 pub use config::Config;
 pub use error::Error;
+pub use resources::{BuiltInKind, built_in_kinds};
 pub use server::{Server, start};

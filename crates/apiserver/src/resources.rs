@@ -42,6 +42,11 @@ impl Resource {
         join(&self.kind, &self.group)
     }
 
+    /// The name of its objects' table in the controllers' mirror.
+    pub(crate) fn table(&self) -> String {
+        if self.is_custom { self.qualified_kind() } else { self.kind.clone() }
+    }
+
     pub(crate) fn is(&self, group: &str, kind: &str) -> bool {
         self.group == group && self.kind == kind
     }
@@ -111,6 +116,42 @@ const BUILT_IN: &[Row] = &[
     ("networking.k8s.io", "ingresses", "ingress", "Ingress", &["ing"], &[], NAMESPACED | STATUS | GENERATION),
     ("networking.k8s.io", "networkpolicies", "networkpolicy", "NetworkPolicy", &["netpol"], &[], NAMESPACED | GENERATION),
 ];
+
+/// A kind that is served without a definition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuiltInKind {
+    /// `apiVersion`.
+    pub api_version: String,
+    /// `kind`.
+    pub kind: &'static str,
+    /// The word in paths.
+    pub plural: &'static str,
+    /// Whether its objects are in namespaces.
+    pub is_namespaced: bool,
+}
+
+/// Every kind that is served without a definition.
+pub fn built_in_kinds() -> impl Iterator<Item = BuiltInKind> {
+    BUILT_IN.iter().map(|(group, plural, _, kind, _, _, properties)| BuiltInKind {
+        api_version: api_version(group, "v1"),
+        kind,
+        plural,
+        is_namespaced: properties & NAMESPACED != 0,
+    })
+}
+
+/// Whether this server itself serves something of a group.
+pub(crate) fn is_built_in_group(group: &str) -> bool {
+    BUILT_IN.iter().any(|row| row.0 == group)
+}
+
+/// The name of an object's table in the controllers' mirror, by what the object says of itself: the
+/// kind, and the group where the kind is a custom one. Anybody may define a `Service`.
+pub(crate) fn table_name(object: &Value) -> String {
+    let kind = text(object, "kind");
+    let group = text(object, "apiVersion").split_once('/').map_or("", |(group, _)| group);
+    if is_built_in_group(group) { kind.to_owned() } else { join(kind, group) }
+}
 
 fn built_in(row: &Row) -> Resource {
     let (group, plural, singular, kind, short_names, categories, properties) = *row;

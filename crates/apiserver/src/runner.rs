@@ -87,7 +87,7 @@ impl Runner {
 
     async fn read_all(&self) -> Result<Followed, ApiError> {
         let resources = self.api.resources();
-        let mut mirror = Mirror::new(resources.all().map(|resource| resource.kind.clone()));
+        let mut mirror = Mirror::new(resources.all().map(|resource| resource.table()));
         let range = KeyRange::prefix(REGISTRY_PREFIX);
         let read = self.api.store.range(RangeRequest::new(range.clone())).await?;
         for item in &read.items {
@@ -118,7 +118,7 @@ impl Runner {
             match (event.kind, &event.previous) {
                 (EventKind::Put, _) => {
                     let object = decode(resource, &event.current)?;
-                    let known = mirror.get(&resource.kind, namespace(&object), name(&object));
+                    let known = mirror.get(&resource.table(), namespace(&object), name(&object));
                     // An own write comes back, perhaps after newer ones of ours.
                     if known.is_none_or(|known| revision(known) < revision(&object)) {
                         mirror.upsert(object);
@@ -126,9 +126,9 @@ impl Runner {
                 }
                 (EventKind::Delete, Some(previous)) => {
                     let object = decode(resource, previous)?;
-                    let known = mirror.get(&resource.kind, namespace(&object), name(&object));
+                    let known = mirror.get(&resource.table(), namespace(&object), name(&object));
                     if known.is_some_and(|known| revision(known) < event.current.mod_revision) {
-                        mirror.remove(&resource.kind, namespace(&object), name(&object));
+                        mirror.remove(&resource.table(), namespace(&object), name(&object));
                     }
                 }
                 (EventKind::Delete, None) => return Err(ApiError::internal("a removal without what was removed")),
@@ -187,9 +187,10 @@ impl Runner {
     ) -> Result<(), ApiError> {
         let place = self.api.place_of(object)?;
         let written = self.api.replace(&place, part, object, options).await?;
+        let table = place.resource.table();
         if crate::api::is_over(&written) {
-            mirror.remove(&place.resource.kind, &place.namespace, &place.name);
-        } else if mirror.get(&place.resource.kind, &place.namespace, &place.name) != Some(&written) {
+            mirror.remove(&table, &place.namespace, &place.name);
+        } else if mirror.get(&table, &place.namespace, &place.name) != Some(&written) {
             mirror.upsert(written);
         }
         Ok(())

@@ -34,6 +34,7 @@ pub struct Server {
 /// Starts the server on the embedded store. When it returns, requests are answered; when it fails,
 /// the socket is not left behind.
 pub async fn start(config: Config) -> Result<Server, Error> {
+    config.check()?;
     make_directory(&config.data_directory)?;
     let unix_socket = config.unix_socket.clone();
     let unix = listen::unix(&unix_socket).await?;

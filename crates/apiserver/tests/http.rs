@@ -164,7 +164,7 @@ async fn a_watch_resumes_and_follows_a_selection() {
     assert_eq!(streamed.next_named().await, ("ADDED".into(), "one".into()));
     let end = streamed.next().await.unwrap();
     assert_eq!(end["object"]["metadata"]["annotations"], json!({"k8s.io/initial-events-end": "true"}));
-    let mut short = rig.watch(&format!("{CONFIG_MAPS}?watch=true&timeoutSeconds=0&resourceVersion=1")).await;
+    let mut short = rig.watch(&format!("{CONFIG_MAPS}?watch=true&timeoutSeconds=1&resourceVersion=1")).await;
     while short.next().await.is_some() {}
 }
 
@@ -286,6 +286,44 @@ async fn custom_objects_are_served_as_defined() {
     assert_eq!(table["rows"][0]["cells"][1], 13);
     rig.delete(&format!("{definitions}/ports.example.com"), None).await;
     assert_eq!(rig.get(ports).await.0, 404);
+}
+
+#[tokio::test]
+async fn a_definition_held_by_a_finalizer_takes_its_objects_along() {
+    let rig = rig().await;
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "ships.example.com", "finalizers": ["example.com/hold"]},
+        "spec": {"group": "example.com", "scope": "Namespaced", "names": {"plural": "ships", "kind": "Ship"},
+            "versions": [{"name": "v1", "served": true, "storage": true}]}});
+    let ships = "/apis/example.com/v1/namespaces/default/ships";
+    assert_eq!(rig.post(definitions, definition.clone()).await.0, 201);
+    let ship = json!({"apiVersion": "example.com/v1", "kind": "Ship", "metadata": {"name": "santa-maria"}});
+    assert_eq!(rig.post(ships, ship).await.0, 201);
+    let path = format!("{definitions}/ships.example.com");
+    rig.delete(&path, None).await;
+    rig.patch(&path, "merge-patch+json", json!({"metadata": {"finalizers": null}})).await;
+    assert_eq!(rig.get(&path).await.0, 404);
+    assert_eq!(rig.post(definitions, definition).await.0, 201);
+    assert_eq!(rig.get(ships).await.1["items"], json!([]), "an object of the old definition came back");
+}
+
+#[tokio::test]
+async fn a_list_is_never_older_than_what_the_client_knows() {
+    let rig = rig().await;
+    let (code, status) = rig.get(&format!("{CONFIG_MAPS}?resourceVersion=999999999")).await;
+    assert_eq!((code, status["reason"].as_str()), (504, Some("Timeout")), "{status:#}");
+    assert_eq!(status["details"]["causes"][0]["reason"], "ResourceVersionTooLarge");
+    let (_, first) = rig.post(CONFIG_MAPS, config_map("one", "a")).await;
+    rig.post(CONFIG_MAPS, config_map("two", "a")).await;
+    let version = revision(&first);
+    let count = |list: &serde_json::Value| list["items"].as_array().map(Vec::len);
+    let (_, newer) = rig.get(&format!("{CONFIG_MAPS}?resourceVersion={version}")).await;
+    assert_eq!(count(&newer), Some(2));
+    for exact in ["limit=5", "resourceVersionMatch=Exact"] {
+        let (_, list) = rig.get(&format!("{CONFIG_MAPS}?resourceVersion={version}&{exact}")).await;
+        assert_eq!(count(&list), Some(1), "{exact}");
+    }
 }
 
 #[tokio::test]

@@ -122,15 +122,14 @@ pub(super) fn pod_prefixes(node: &Value) -> Vec<IpNet> {
 }
 
 /// Whether two prefixes share an address.
-pub(super) fn overlaps(left: &IpNet, right: &IpNet) -> bool {
+pub(crate) fn overlaps(left: &IpNet, right: &IpNet) -> bool {
     left.contains(&right.network()) || right.contains(&left.network())
 }
 
 fn free_subnet(prefix: &IpNet, lengths: NodePrefixLengths, taken: &[IpNet]) -> Option<IpNet> {
     // A subnet of the wanted size is taken wholly or not at all unless somebody chose another size by
     // hand; the exact ones are looked up, only the others are compared one by one.
-    let length = if prefix.addr().is_ipv4() { lengths.ipv4 } else { lengths.ipv6 };
-    let length = length.max(prefix.prefix_len());
+    let length = lengths.of(prefix).max(prefix.prefix_len());
     let exact: HashSet<IpNet> = taken.iter().filter(|it| it.prefix_len() == length).map(IpNet::trunc).collect();
     let others: Vec<&IpNet> = taken.iter().filter(|it| it.prefix_len() != length).collect();
     subnets(prefix, length).find(|it| !exact.contains(it) && !others.iter().any(|other| overlaps(other, it)))

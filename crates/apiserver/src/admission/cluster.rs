@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::allocate::{overlaps, pod_prefixes};
 use super::{Causes, ClusterView, names};
 use crate::fields::{at, flag, items, name, set, set_default, text, texts};
+use crate::resources::is_built_in_group;
 
 /// A Namespace carries the finalizer that holds it until its objects are gone.
 pub(super) fn namespace(old: Option<&Value>, new: &mut Value) {
@@ -77,6 +78,13 @@ pub(super) fn custom_resource_definition(old: Option<&Value>, new: &mut Value, c
         if text(new, field).is_empty() {
             causes.required(field, "");
         }
+    }
+    // Without the dot it could have the keys of a group of Kubernetes' own.
+    let is_domain = group.contains('.') && names::is_dns_subdomain(&group);
+    if !group.is_empty() && !is_domain {
+        causes.invalid("spec.group", at(new, "spec.group"), "should be a domain with at least one dot");
+    } else if is_built_in_group(&group) && old.is_none() {
+        causes.invalid("spec.group", at(new, "spec.group"), "is served by this server itself; choose another group");
     }
     if name(new) != format!("{plural}.{group}") {
         causes.invalid("metadata.name", at(new, "metadata.name"), "must be spec.names.plural+\".\"+spec.group");

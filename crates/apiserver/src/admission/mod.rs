@@ -29,6 +29,7 @@ use serde_json::Value;
 use crate::fields::{at, items, name, text};
 
 pub use allocate::node_prefixes;
+pub(crate) use allocate::overlaps;
 pub use names::{is_dns_label, is_dns_subdomain, is_label_key, is_label_value};
 
 /// Objects of one kind by namespace (empty for cluster-scoped ones) and name.
@@ -41,6 +42,13 @@ pub struct NodePrefixLengths {
     pub ipv4: u8,
     /// For IPv6 prefixes.
     pub ipv6: u8,
+}
+
+impl NodePrefixLengths {
+    /// The length of a node's part of a prefix.
+    pub(crate) fn of(self, prefix: &IpNet) -> u8 {
+        if prefix.addr().is_ipv4() { self.ipv4 } else { self.ipv6 }
+    }
 }
 
 impl Default for NodePrefixLengths {

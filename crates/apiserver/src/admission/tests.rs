@@ -275,6 +275,12 @@ fn other_kinds_and_names() {
         faults(cluster.admit("ConfigMap", None, json!({}))),
         [("metadata.name".to_owned(), CauseReason::Required)]
     );
+    for group in ["core", "apps", "discovery.k8s.io"] {
+        let definition = json!({"metadata": {"name": format!("pods.{group}")}, "spec": {"group": group, "scope": "Cluster",
+            "names": {"plural": "pods", "kind": "Pod"}, "versions": [{"name": "v1", "served": true, "storage": true}]}});
+        let refused = faults(cluster.admit("CustomResourceDefinition", None, definition));
+        assert_eq!(refused, [("spec.group".to_owned(), CauseReason::Invalid)], "{group}");
+    }
     let crd = json!({"metadata": {"name": "widgets.example.org"}, "spec": {"group": "example.com", "scope": "Cluster",
         "names": {"plural": "widgets", "kind": "Widget"}, "versions": [{"name": "v1", "served": true, "storage": true}]}});
     assert_eq!(

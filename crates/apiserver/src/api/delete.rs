@@ -136,7 +136,7 @@ impl Api {
     }
 
     /// Follows up a removal of a kind that others depend on.
-    async fn removed(&self, resource: &Resource, object: &Value) -> Result<(), ApiError> {
+    pub(super) async fn removed(&self, resource: &Resource, object: &Value) -> Result<(), ApiError> {
         if resource.is("apiextensions.k8s.io", "CustomResourceDefinition") {
             let resources = self.resources();
             let defined = resources.all().find(|defined| {

@@ -2,7 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use portolan_store::{KeyRange, KeyValue, RangeRequest};
+use portolan_store::{KeyRange, KeyValue, RangeRequest, StoreError};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -20,6 +20,8 @@ pub(crate) struct ListRequest {
     pub(crate) continuation: String,
     /// As of this revision; 0 is now.
     pub(crate) revision: u64,
+    /// Not as of an older one than this.
+    pub(crate) at_least: u64,
 }
 
 /// One page of a list.
@@ -66,6 +68,11 @@ impl Api {
         loop {
             let page = RangeRequest { revision, limit: chunk, ..RangeRequest::new(range.clone()) };
             let page = self.store.range(page).await.map_err(|error| expired_page(error, request))?;
+            if page.revision < request.at_least {
+                // The client knows another store's future, and must not take this for the present.
+                let (requested, current) = (request.at_least, page.revision);
+                return Err(StoreError::FutureRevision { requested, current }.into());
+            }
             if revision == 0 {
                 revision = page.revision;
             }
@@ -118,9 +125,9 @@ fn read_continuation(token: &str, prefix: &str) -> Result<(u64, String), ApiErro
     parse().ok_or_else(|| ApiError::bad_request("continue key is not valid: use the one of the page before, unchanged"))
 }
 
-fn expired_page(error: portolan_store::StoreError, request: &ListRequest) -> ApiError {
+fn expired_page(error: StoreError, request: &ListRequest) -> ApiError {
     match error {
-        portolan_store::StoreError::Compacted { .. } if !request.continuation.is_empty() => ApiError::expired(
+        StoreError::Compacted { .. } if !request.continuation.is_empty() => ApiError::expired(
             "The provided continue parameter is too old to display a consistent list result. You must start a new list \
              without the continue parameter.",
         ),

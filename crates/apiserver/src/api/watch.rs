@@ -122,6 +122,11 @@ impl Watching {
     }
 
     fn see(&self, event: &Event) -> Result<Option<WatchEvent>, ApiError> {
+        let had_before = event.kind == EventKind::Delete || event.current.version > 1;
+        if had_before && event.previous.is_none() {
+            // Without it nobody can say whether the watcher knows the object: it must list again.
+            return Err(ApiError::expired("too old resource version: what it was before is forgotten"));
+        }
         let decode = |item| decode(&self.resource, &self.version, item);
         let before = event.previous.as_deref().map(decode).transpose()?;
         let matched_before = before.as_ref().is_some_and(|object| self.selection.matches(object));

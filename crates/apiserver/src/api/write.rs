@@ -155,7 +155,11 @@ impl Api {
             drop(lock);
             if result.succeeded {
                 stamp(&mut object, result.revision);
-                self.written(&place.resource).await?;
+                if is_over(&object) {
+                    self.removed(&place.resource, &object).await?;
+                } else {
+                    self.written(&place.resource).await?;
+                }
                 return Ok(object);
             }
         }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Action, Mirror};
 use crate::fields::{at, is_terminating, items, name, namespace, set, text, texts, uid};
+use crate::resources::table_name;
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
@@ -17,7 +18,7 @@ const ORPHAN: &str = "orphan";
 pub(super) fn reconcile(view: &Mirror, actions: &mut Vec<Action>) {
     let mut seen: BTreeSet<(String, String, String)> = BTreeSet::new();
     let mut delete = |object: &Value, actions: &mut Vec<Action>| {
-        let key = (text(object, "kind").to_owned(), namespace(object).to_owned(), name(object).to_owned());
+        let key = (table_name(object), namespace(object).to_owned(), name(object).to_owned());
         if !is_terminating(object) && seen.insert(key) {
             actions.push(Action::delete(object));
         }
@@ -32,7 +33,7 @@ pub(super) fn reconcile(view: &Mirror, actions: &mut Vec<Action>) {
         }
         // An owner of a kind that nobody watches here cannot be missed.
         let is_gone = |reference: &Value| {
-            view.objects.contains_key(text(reference, "kind")) && !owners.contains_key(text(reference, "uid"))
+            view.objects.contains_key(&table_name(reference)) && !owners.contains_key(text(reference, "uid"))
         };
         if !references.is_empty() && references.iter().all(is_gone) {
             delete(object, actions);

@@ -9,6 +9,7 @@
 //!   Deployment ─▶ ReplicaSet ─▶ Pod ─▶ node (scheduler)
 //!   Service + Pod ─▶ EndpointSlice, Endpoints        hand-written Endpoints ─▶ EndpointSlice
 //!   Node ─▶ podCIDRs                                  owner or namespace gone ─▶ delete
+//!   Event that is an hour old ─▶ delete
 //! ```
 //!
 //! A controller whose kinds did not change is left out of a pass. Whoever runs the passes applies each
@@ -17,6 +18,7 @@
 mod deployment;
 mod endpoint_slice;
 mod endpoints;
+mod expiry;
 mod garbage;
 mod node_ipam;
 mod replica_set;
@@ -29,12 +31,14 @@ use serde_json::{Value, json};
 
 use crate::admission::{NodePrefixLengths, Objects};
 use crate::fields::{condition, format_time, name, namespace, set, text, uid};
+use crate::resources::table_name;
 
 /// The objects of all kinds as the controllers see them.
 #[derive(Debug, Clone, Default)]
 pub struct Mirror {
-    /// Objects by kind, then by namespace and name. A kind without an entry is not known, so its
-    /// objects are neither made nor missed.
+    /// Objects by kind, then by namespace and name; a custom kind is named with its group, as
+    /// `Service.example.com`. A kind without an entry is not known, so its objects are neither made nor
+    /// missed.
     pub objects: BTreeMap<String, Objects>,
     /// The kinds with changes that no pass has seen.
     pub dirty: BTreeSet<String>,
@@ -49,7 +53,7 @@ impl Mirror {
 
     /// Puts an object in the place of its older self. The kind is the object's own.
     pub fn upsert(&mut self, object: Value) {
-        let kind = text(&object, "kind").to_owned();
+        let kind = table_name(&object);
         let key = (namespace(&object).to_owned(), name(&object).to_owned());
         self.objects.entry(kind.clone()).or_default().insert(key, object);
         self.dirty.insert(kind);
@@ -107,7 +111,7 @@ pub enum Action {
     UpdateStatus(Value),
     /// Delete an object if it still has this uid.
     Delete {
-        /// The kind.
+        /// The kind, as the mirror names it.
         kind: String,
         /// The namespace; empty for cluster-scoped objects.
         namespace: String,
@@ -130,7 +134,7 @@ impl Action {
 
     fn delete(object: &Value) -> Action {
         Action::Delete {
-            kind: text(object, "kind").to_owned(),
+            kind: table_name(object),
             namespace: namespace(object).to_owned(),
             name: name(object).to_owned(),
             uid: uid(object).to_owned(),
@@ -184,6 +188,9 @@ impl Controllers {
         }
         if view.is_dirty(&["Service", "Pod", "Endpoints", "EndpointSlice"]) {
             endpoints::reconcile(view, &mut actions);
+        }
+        if view.is_dirty(&["Event"]) {
+            expiry::reconcile(view, now_seconds, &mut actions);
         }
         // What another controller writes in this pass is not taken away under it; the next pass looks again.
         let touched: BTreeSet<String> = actions.iter().filter_map(Action::uid).map(str::to_owned).collect();

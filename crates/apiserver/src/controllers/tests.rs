@@ -376,6 +376,41 @@ enum Step {
     NodeReady(usize, bool),
 }
 
+#[test]
+fn a_custom_kind_with_a_known_name_is_another_kind() {
+    let mut world = World::new(1);
+    let spec = json!({"selector": {"app": "web"}, "ports": [{"port": 80}], "ipFamilies": ["IPv4"]});
+    let metadata = json!({"name": "web", "namespace": "default"});
+    world.put(json!({"apiVersion": "serving.example.com/v1", "kind": "Service", "metadata": metadata, "spec": spec}));
+    world.settle();
+    assert!(world.mirror.get("Service.serving.example.com", "default", "web").is_some());
+    assert_eq!(world.mirror.all("Service").count() + world.mirror.all("EndpointSlice").count(), 0);
+    // An owner is found by its group too.
+    let owner = world.mirror.get("Service.serving.example.com", "default", "web").unwrap();
+    let mut owned =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "of-web", "namespace": "default"}});
+    set(&mut owned, "metadata.ownerReferences", controlled_by(owner));
+    world.put(owned);
+    world.settle();
+    assert!(world.mirror.get("ConfigMap", "default", "of-web").is_some());
+    world.mirror.remove("Service.serving.example.com", "default", "web");
+    world.settle();
+    assert!(world.mirror.get("ConfigMap", "default", "of-web").is_none());
+}
+
+#[test]
+fn an_event_goes_after_an_hour() {
+    let mut world = World::new(1);
+    world.put(json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "a", "namespace": "default"}}));
+    world.clock += 3500;
+    world.settle();
+    assert_eq!(world.mirror.all("Event").count(), 1);
+    world.clock += 100;
+    world.mirror.mark_all_dirty();
+    world.settle();
+    assert_eq!(world.mirror.all("Event").count(), 0);
+}
+
 fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         (0..8i64, 1..3u8).prop_map(|(replicas, image)| Step::Scale(replicas, image)),

@@ -118,17 +118,18 @@ impl Call {
     }
 
     fn list_request(&self) -> Result<ListRequest, ApiError> {
-        let revision = match self.query.get("resourceVersionMatch") {
-            "Exact" => self.query.number("resourceVersion")?.unwrap_or(0),
-            // "At least as new": the present always is.
-            _ => 0,
+        let limit = usize::try_from(self.query.number("limit")?.unwrap_or(0)).unwrap_or(usize::MAX);
+        let continuation = self.query.get("continue").to_owned();
+        let version = self.query.number("resourceVersion")?.unwrap_or(0);
+        // Kubernetes' table of "semantics for get and list": a page that names a version means exactly
+        // that one; otherwise the answer is at least as new.
+        let (revision, at_least) = match self.query.get("resourceVersionMatch") {
+            _ if !continuation.is_empty() => (0, 0),
+            "Exact" => (version, 0),
+            "" if limit > 0 => (version, 0),
+            _ => (0, version),
         };
-        Ok(ListRequest {
-            selection: self.selection()?,
-            limit: usize::try_from(self.query.number("limit")?.unwrap_or(0)).unwrap_or(usize::MAX),
-            continuation: self.query.get("continue").to_owned(),
-            revision,
-        })
+        Ok(ListRequest { selection: self.selection()?, limit, continuation, revision, at_least })
     }
 
     fn object_answer(&self, code: u16, object: Value) -> Answer {
@@ -148,7 +149,9 @@ impl Call {
             _ if self.query.flag("sendInitialEvents") => WatchStart::Present,
             Some(revision) => WatchStart::After(revision),
         };
-        let time = self.query.number("timeoutSeconds")?.map_or(WATCH_DURATION_MAX, Duration::from_secs);
+        // 0 is how clients write "no limit of mine".
+        let seconds = self.query.number("timeoutSeconds")?.filter(|seconds| *seconds > 0);
+        let time = seconds.map_or(WATCH_DURATION_MAX, Duration::from_secs);
         let wishes = WatchWishes {
             bookmarks: self.query.flag("allowWatchBookmarks"),
             present_end: self.query.flag("sendInitialEvents"),
