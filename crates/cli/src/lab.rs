@@ -93,11 +93,11 @@ struct UpArguments {
     #[command(flatten)]
     modes: ModeArguments,
     /// A file that describes nodes, clients and segments, instead of --nodes
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "nodes")]
     topology: Option<PathBuf>,
     /// Where the API server keeps its objects
-    #[arg(long, default_value = "embedded", value_parser = ["embedded"])]
-    store: String,
+    #[arg(long, default_value = "embedded", value_parser = store)]
+    store: StoreArgument,
     /// A Unix socket that serves the Kubernetes API (`kubectl proxy --unix-socket`), instead of the
     /// lab's own API server
     #[arg(long, value_name = "PATH")]
@@ -108,6 +108,25 @@ struct UpArguments {
     /// Leave a lab that does not come up, to look at it
     #[arg(long)]
     keep: bool,
+}
+
+/// Where the API server keeps its objects. There is one place today.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StoreArgument {
+    /// In this process.
+    Embedded,
+}
+
+fn store(text: &str) -> Result<StoreArgument, String> {
+    if text == "embedded" {
+        return Ok(StoreArgument::Embedded);
+    }
+    if text.starts_with("etcd=") {
+        return Err("this version keeps objects only in its embedded store: leave --store out; \
+                    for a cluster that has an etcd, use its API server with --api-socket"
+            .to_owned());
+    }
+    Err("use embedded".to_owned())
 }
 
 #[derive(Debug, Args)]
@@ -301,6 +320,7 @@ fn options(name: &str, modes: &ModeArguments) -> UpOptions {
 }
 
 fn up(arguments: UpArguments) -> Result<ExitCode, Failure> {
+    let StoreArgument::Embedded = arguments.store;
     let name = arguments.name.name;
     let begun = Instant::now();
     let options = UpOptions {

@@ -8,10 +8,12 @@ use std::process::{Command, Stdio};
 use anyhow::Context as _;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::geteuid;
+use portolan_kernel::nftables::NftablesRoom;
 
 use crate::description::Description;
+use crate::limits::SOCKET_PATH_LENGTH_MAX;
 use crate::topology::namespace;
-use crate::{LabError, Layout, Result};
+use crate::{DIRECTORY_VARIABLE, LabError, Layout, Result};
 
 /// The capabilities that are used, by their number in linux/capability.h.
 const CAPABILITIES: [(u32, &str); 4] =
@@ -23,6 +25,7 @@ const CAPABILITIES: [(u32, &str); 4] =
 /// With the first thing that is missing, and how to get it.
 pub(crate) fn check(layout: &Layout, description: &Description) -> Result<()> {
     check_name(layout)?;
+    check_paths(layout, description)?;
     check_rights()?;
     check_files()?;
     check_features(&description.fabric)?;
@@ -47,6 +50,19 @@ pub(crate) fn check_name(layout: &Layout) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+fn check_paths(layout: &Layout, description: &Description) -> Result<()> {
+    let nodes = description.topology.nodes.iter().map(|node| node.name.as_str());
+    let longest = layout.longest_socket(nodes);
+    let length = longest.as_os_str().len();
+    if length <= SOCKET_PATH_LENGTH_MAX {
+        return Ok(());
+    }
+    Err(LabError::environment(
+        format!("{} has {length} bytes, and a socket's path at most {SOCKET_PATH_LENGTH_MAX}", longest.display()),
+        format!("choose a shorter --name, or a shorter directory in {DIRECTORY_VARIABLE}"),
+    ))
 }
 
 fn check_rights() -> Result<()> {
@@ -115,6 +131,12 @@ fn try_batch(batch: &str) -> Result<(bool, String)> {
         LabError::environment(
             format!("the kernel gives no network namespace: {error}"),
             "run on the machine itself or in a privileged container (`--privileged`)",
+        )
+    })?;
+    NftablesRoom::open().map_err(|error| {
+        LabError::environment(
+            format!("this kernel lacks what the Service rules need: {error}"),
+            "load its module: `modprobe nf_tables`",
         )
     })?;
     let spawned = Command::new("ip")

@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use portolan_net::Family;
 use serde::{Deserialize, Serialize};
 
-use crate::topology::Topology;
-use crate::{Layout, Result};
+use crate::topology::{Topology, overlap};
+use crate::{LabError, Layout, Result};
 
 /// The domain of the cluster's names.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
@@ -109,6 +109,27 @@ impl Description {
         })
     }
 
+    /// Checks that nodes, pods and Services have addresses of their own.
+    ///
+    /// # Errors
+    /// With the segment and the prefix that share an address.
+    pub(crate) fn check(&self) -> std::result::Result<(), String> {
+        let ranges = [("pods", &self.cluster_prefixes), ("Services", &self.service_prefixes)];
+        for segment in &self.topology.segments {
+            for prefix in &segment.router {
+                for (whose, ranges) in ranges {
+                    if let Some(range) = ranges.iter().find(|range| overlap(range, prefix)) {
+                        let name = &segment.name;
+                        return Err(format!(
+                            "segment `{name}`: router {prefix} overlaps with {range}, the range of {whose}"
+                        ));
+                    }
+                }
+            }
+        }
+        self.topology.check()
+    }
+
     /// The addresses of the cluster's DNS Service: the tenth of each Service prefix.
     pub fn dns_addresses(&self) -> Vec<IpAddr> {
         self.service_prefixes
@@ -141,24 +162,34 @@ impl Description {
         let text = match std::fs::read(layout.description()) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(no_such_lab(layout)),
-            Err(error) => {
-                return Err(anyhow::Error::new(error)
-                    .context(format!("reading {}", layout.description().display()))
-                    .into());
-            }
+            Err(error) => return Err(unreadable(layout, &error)),
         };
-        Ok(serde_json::from_slice(&text).with_context(|| format!("reading {}", layout.description().display()))?)
+        serde_json::from_slice(&text).map_err(|error| {
+            LabError::environment(
+                format!("{} cannot be read: {error}", layout.description().display()),
+                format!("take the lab down: `portolan lab down --name {}`", layout.name()),
+            )
+        })
     }
 }
 
-fn no_such_lab(layout: &Layout) -> crate::LabError {
+/// The error for a lab that this user may not look at.
+pub(crate) fn unreadable(layout: &Layout, error: &std::io::Error) -> LabError {
+    LabError::environment(
+        format!("{} cannot be read: {error}", layout.description().display()),
+        "run the command as the user who brought the lab up, which is root",
+    )
+}
+
+/// The error for a name that is no lab's, with the names that are.
+pub(crate) fn no_such_lab(layout: &Layout) -> LabError {
     let others = Layout::existing();
     let hint = if others.is_empty() {
         "bring one up with `portolan lab up -f MANIFEST --wait`".to_owned()
     } else {
         format!("labs that are up: {}; choose one with --name", others.join(", "))
     };
-    crate::LabError::negative(format!("there is no lab `{}`", layout.name()), hint)
+    LabError::negative(format!("there is no lab `{}`", layout.name()), hint)
 }
 
 #[cfg(test)]
@@ -171,6 +202,22 @@ mod tests {
             Description::new("x", "p".into(), Topology::standard(3), "vxlan", "nftables", IpFamilies::Dual).unwrap();
         let addresses: Vec<String> = lab.dns_addresses().iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["10.96.0.10", "fd00:96::a"]);
+    }
+
+    #[test]
+    fn a_segment_may_not_have_the_addresses_of_pods_or_services() {
+        let lab = |router: &str| {
+            let mut topology = Topology::standard(1);
+            topology.segments[1].router[0] = router.parse().unwrap();
+            let lab = Description::new("x", "p".into(), topology, "vxlan", "nftables", IpFamilies::Ipv4).unwrap();
+            lab.check().unwrap_err()
+        };
+        assert_eq!(
+            lab("10.42.7.1/24"),
+            "segment `outside`: router 10.42.7.1/24 overlaps with 10.42.0.0/16, the range of pods"
+        );
+        assert!(lab("10.0.0.1/8").contains("overlaps with"));
+        assert!(lab("10.96.0.1/24").ends_with("the range of Services"));
     }
 
     #[test]

@@ -11,10 +11,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Pid;
 
-use crate::description::Description;
+use crate::description::{no_such_lab, unreadable};
 use crate::limits::STOP_TIME_MAX;
 use crate::topology::namespace;
-use crate::{Layout, Result};
+use crate::{DIRECTORY_VARIABLE, LabError, Layout, Result};
 
 /// How often it is looked whether killed processes are gone.
 const EXIT_PERIOD: Duration = Duration::from_millis(2);
@@ -25,17 +25,22 @@ const EXIT_PERIOD: Duration = Duration::from_millis(2);
 /// If there is no such lab, or something of it cannot be removed.
 pub fn down(name: &str) -> Result<()> {
     let layout = Layout::new(name)?;
-    let description = match Description::load(&layout) {
-        Ok(description) => description,
-        // The directory is made before the description: there is nothing else yet.
-        Err(_) if layout.directory().is_dir() => {
-            std::fs::remove_dir_all(layout.directory()).context("removing a lab's empty directory")?;
-            return Ok(());
-        }
-        Err(error) => return Err(error),
-    };
+    let directory = layout.directory();
+    if !directory.is_dir() {
+        return Err(no_such_lab(&layout));
+    }
+    if !layout.description().try_exists().map_err(|error| unreadable(&layout, &error))? {
+        // The directory is made before the description, so a lab has nothing else yet. What is not
+        // empty is no lab, and nobody's to remove but its owner's.
+        return std::fs::remove_dir(directory).map_err(|error| {
+            LabError::environment(
+                format!("{} is not a lab: it has no lab.json, and cannot be removed: {error}", directory.display()),
+                format!("look what it is, or set {DIRECTORY_VARIABLE} to the directory of your labs"),
+            )
+        });
+    }
     stop_supervisor(&layout)?;
-    remove(&layout, &description)
+    remove(&layout)
 }
 
 /// Asks the supervisor to stop, waits until it did, and kills it if it does not.
@@ -58,14 +63,10 @@ fn is_timeout(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
 }
 
-/// Removes everything of a lab whose supervisor is gone. What cannot be removed does not keep the
-/// rest; the first error is returned.
-pub(crate) fn remove(layout: &Layout, description: &Description) -> Result<()> {
-    let mut names: Vec<String> = description.topology.namespaces().map(|member| layout.namespace(member)).collect();
-    if let Ok(pods) = std::fs::read_dir(layout.pods()) {
-        let uids = pods.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        names.extend(uids.map(|uid| layout.pod_namespace(&uid)));
-    }
+/// Removes everything of a lab whose supervisor is gone: the namespaces that it claimed, what lives in
+/// them, and its directory. What cannot be removed does not keep the rest; the first error is returned.
+pub(crate) fn remove(layout: &Layout) -> Result<()> {
+    let names = namespace::claimed(layout);
     let paths: Vec<PathBuf> = names.iter().map(|name| namespace::path(name)).collect();
     // A killed process is in its namespace until the kernel has taken it down.
     let until = Instant::now() + STOP_TIME_MAX;
@@ -74,12 +75,27 @@ pub(crate) fn remove(layout: &Layout, description: &Description) -> Result<()> {
     }
     let mut first = Ok(());
     for name in &names {
-        first = first.and(namespace::remove(name));
+        first = first.and(namespace::release(layout, name));
     }
     let _ = umount2(&layout.api_data(), MntFlags::MNT_DETACH);
-    first = first.and(
-        std::fs::remove_dir_all(layout.directory())
-            .with_context(|| format!("removing {}", layout.directory().display())),
-    );
-    Ok(first?)
+    // While a namespace stays, so does the note that it is ours: `lab down` can be tried again.
+    first?;
+    std::fs::remove_dir_all(layout.directory())
+        .with_context(|| format!("removing {}", layout.directory().display()))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lab_whose_description_is_garbled_is_removed_as_any_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::within(directory.path(), "a").unwrap();
+        std::fs::create_dir_all(layout.pods()).unwrap();
+        std::fs::write(layout.description(), "{\"name\":").unwrap();
+        remove(&layout).unwrap();
+        assert!(!layout.directory().exists());
+    }
 }

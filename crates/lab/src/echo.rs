@@ -19,6 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{ECHO_CONNECTIONS_MAX, ECHO_IDLE_TIME_MAX, ECHO_MESSAGE_BYTES_MAX};
 
+/// The pause after a connection that could not be accepted, so that a lasting failure does not spin.
+const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// Stack of a thread: the buffers are on the heap.
 const STACK_BYTES: usize = 128 << 10;
 
@@ -95,7 +98,11 @@ fn spawn(work: impl FnOnce() + Send + 'static) -> anyhow::Result<std::thread::Jo
 
 fn accept(listener: &TcpListener, port: u16, identity: &Arc<Identity>, connections: &Arc<AtomicUsize>) {
     for stream in listener.incoming() {
-        let Ok(stream) = stream else { continue };
+        let Ok(stream) = stream else {
+            // For lack of files or memory, most often: they come back when connections end.
+            std::thread::sleep(ACCEPT_PAUSE);
+            continue;
+        };
         // Beyond the bound a connection is closed at once, so that its client can try again.
         if connections.fetch_add(1, Ordering::Relaxed) >= ECHO_CONNECTIONS_MAX {
             connections.fetch_sub(1, Ordering::Relaxed);

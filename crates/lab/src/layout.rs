@@ -44,6 +44,12 @@ impl Layout {
         Ok(Layout { name: name.to_owned(), directory: Layout::labs().join(name) })
     }
 
+    /// The layout of a lab below another directory.
+    #[cfg(test)]
+    pub(crate) fn within(labs: &Path, name: &str) -> Result<Layout> {
+        Ok(Layout { directory: labs.join(name), ..Layout::new(name)? })
+    }
+
     /// The directory that holds one directory per lab.
     pub fn labs() -> PathBuf {
         std::env::var_os(DIRECTORY_VARIABLE).map_or_else(|| LABS_DIRECTORY.into(), PathBuf::from)
@@ -118,6 +124,17 @@ impl Layout {
     /// The configuration of the DNS server outside the cluster.
     pub fn outside_dns(&self) -> PathBuf {
         self.directory.join("outside-dns.yaml")
+    }
+
+    /// The names of the namespaces that are this lab's: a file each, made before the namespace.
+    pub fn claims(&self) -> PathBuf {
+        self.directory.join("namespaces")
+    }
+
+    /// The longest path of a socket that a lab with these members has.
+    pub(crate) fn longest_socket<'member>(&self, members: impl Iterator<Item = &'member str>) -> PathBuf {
+        let nodes = members.map(|member| self.node(member).join("agent.sock"));
+        nodes.chain([self.control_socket()]).max_by_key(|path| path.as_os_str().len()).unwrap_or_default()
     }
 
     /// The directory of a node.

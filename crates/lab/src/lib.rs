@@ -34,6 +34,7 @@ mod control_plane;
 mod down;
 mod error;
 mod execute;
+mod interrupt;
 mod layout;
 mod limits;
 mod report;

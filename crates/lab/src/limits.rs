@@ -5,6 +5,15 @@ use std::time::Duration;
 /// How many nodes a lab may have: each is a process and a namespace on this machine.
 pub(crate) const NODES_MAX: usize = 32;
 
+/// How many machines outside the cluster a lab may have.
+pub(crate) const CLIENTS_MAX: usize = 32;
+
+/// How many segments the router joins at most.
+pub(crate) const SEGMENTS_MAX: usize = 32;
+
+/// The longest path of a socket, without its final zero (unix(7)).
+pub(crate) const SOCKET_PATH_LENGTH_MAX: usize = 107;
+
 /// The longest name of a lab: namespaces are named after it.
 pub(crate) const LAB_NAME_LENGTH_MAX: usize = 24;
 
@@ -56,7 +65,7 @@ pub(crate) const CNI_TIME_MAX: Duration = Duration::from_secs(30);
 /// How often a command's ports are looked at until it listens on all of them.
 pub(crate) const READINESS_PERIOD: Duration = Duration::from_millis(20);
 
-/// How many connections the echo server answers at once; more wait in the listen queue.
+/// How many connections the echo server answers at once; more are closed, so that clients try again.
 pub(crate) const ECHO_CONNECTIONS_MAX: usize = 256;
 
 /// The longest request head, line or datagram that the echo server reads.

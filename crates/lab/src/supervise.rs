@@ -52,7 +52,7 @@ pub fn supervise(name: &str) -> Result<()> {
         && Report::of(error).send().is_err()
     {
         // Whoever started the lab is gone: nobody else will take it down.
-        crate::down::remove(&layout, &Description::load(&layout)?)?;
+        crate::down::remove(&layout)?;
     }
     result
 }

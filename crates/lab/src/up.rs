@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -10,6 +11,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 
 use crate::description::{Description, IpFamilies};
+use crate::interrupt::Guard;
 use crate::limits::{LOG_TAIL_LINES, MANIFEST_BYTES_MAX, START_TIME_MAX};
 use crate::manifest::{self, Manifests};
 use crate::report::Report;
@@ -98,7 +100,11 @@ fn bring_up(
     fs::write(layout.manifests(), objects).context("writing the manifests")?;
     let mut supervisor = start_supervisor(layout, &description.program)?;
     follow(&mut supervisor, layout, progress)?;
-    if options.wait { wait::wait(layout, description, progress) } else { Ok(()) }
+    if !options.wait {
+        return Ok(());
+    }
+    let _guard = (!options.keep).then(|| Guard::new(layout.name())).transpose()?;
+    wait::wait(layout, description, progress)
 }
 
 /// The manifests of these files, checked.
@@ -146,15 +152,16 @@ fn describe(options: &UpOptions) -> Result<Description> {
     let mut description =
         Description::new(&options.name, program, topology, &options.fabric, &options.services, options.ip_families)?;
     description.api_socket.clone_from(&options.api_socket);
-    description.topology.check().map_err(|what| LabError::usage(what, "change --ip-family or --topology"))?;
+    description.check().map_err(|what| LabError::usage(what, "change --ip-family or --topology"))?;
     Ok(description)
 }
 
-/// Makes the lab's directory; it is the claim to the name.
+/// Makes the lab's directory; it is the claim to the name. Only its owner may look into it: it holds
+/// the manifests, with their Secrets, and the sockets.
 fn create_directory(layout: &Layout) -> Result<()> {
     let labs = Layout::labs();
     fs::create_dir_all(&labs).with_context(|| format!("creating {}", labs.display()))?;
-    match fs::create_dir(layout.directory()) {
+    match fs::DirBuilder::new().mode(0o700).create(layout.directory()) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => checks::check_name(layout),
         result => Ok(result.with_context(|| format!("creating {}", layout.directory().display()))?),
     }

@@ -15,6 +15,7 @@ use anyhow::Context as _;
 
 use crate::client::Client;
 use crate::description::Description;
+use crate::interrupt::Guard;
 use crate::status::columns;
 use crate::{LabError, Layout, Result, UpOptions};
 
@@ -30,6 +31,7 @@ pub use run::Outcome;
 pub fn demo(options: &UpOptions, progress: &mut dyn FnMut(&str), output: &mut dyn Write) -> Result<bool> {
     let begun = Instant::now();
     crate::up(options, progress)?;
+    let _guard = (!options.keep).then(|| Guard::new(&options.name)).transpose()?;
     let result = show(options, begun, progress, output);
     if options.keep {
         return result;

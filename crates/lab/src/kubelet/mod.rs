@@ -139,9 +139,14 @@ pub async fn run(context: Rc<Context>) {
 }
 
 fn read(object: serde_json::Value) -> Option<Pod> {
-    serde_json::from_value(object)
+    let pod: Pod = serde_json::from_value(object)
         .map_err(|error| tracing::warn!(%error, "a pod of the API cannot be read and is left alone"))
-        .ok()
+        .ok()?;
+    if !pod.has_safe_names() {
+        tracing::warn!(pod = %pod.metadata.name, "a pod's uid or container cannot name a file; it is left alone");
+        return None;
+    }
+    Some(pod)
 }
 
 fn update(context: &Rc<Context>, tasks: &mut BTreeMap<String, watch::Sender<Wanted>>, pod: Pod) {

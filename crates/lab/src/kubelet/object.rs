@@ -11,6 +11,9 @@ use crate::Layout;
 /// The annotation that gives a command to every container without one of its own.
 const RUN_ANNOTATION: &str = "portolan.dev/run";
 
+/// The longest host name: a DNS label, and one less than the kernel's bound (HOST_NAME_MAX).
+const HOSTNAME_LENGTH_MAX: usize = 63;
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Pod {
@@ -93,14 +96,25 @@ impl Pod {
         matches!(self.status.phase.as_str(), "Succeeded" | "Failed")
     }
 
+    /// Whether directories and files may be named after it. Every API server makes sure of that; this
+    /// one process is root, and does not take it on trust.
+    pub(crate) fn has_safe_names(&self) -> bool {
+        let safe =
+            |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        safe(&self.metadata.uid) && self.spec.containers.iter().all(|container| safe(&container.name))
+    }
+
     /// The path of its object in the API.
     pub(crate) fn path(&self) -> String {
         format!("/api/v1/namespaces/{}/pods/{}", self.metadata.namespace, self.metadata.name)
     }
 
-    /// The host name that its containers see.
+    /// The host name that its containers see: a pod's name may be longer than one, and is cut then as
+    /// Kubernetes' kubelet does.
     pub(crate) fn hostname(&self) -> &str {
-        self.spec.hostname.as_deref().unwrap_or(&self.metadata.name)
+        let whole = self.spec.hostname.as_deref().unwrap_or(&self.metadata.name);
+        let cut = whole.get(..HOSTNAME_LENGTH_MAX).unwrap_or(whole);
+        cut.trim_end_matches(['-', '.'])
     }
 
     /// The command of a container, if it has one instead of the echo server: the annotation
@@ -205,6 +219,31 @@ mod tests {
         .unwrap();
         let commands: Vec<_> = pod.spec.containers.iter().map(|container| pod.command(container)).collect();
         assert_eq!(commands, [Some("one"), Some("two")]);
+    }
+
+    #[test]
+    fn a_long_name_is_cut_to_a_host_name() {
+        let pod = |name: String| -> Pod { serde_json::from_value(json!({"metadata": {"name": name}})).unwrap() };
+        assert_eq!(pod("cart-1".into()).hostname(), "cart-1");
+        assert_eq!(pod("a".repeat(100)).hostname(), "a".repeat(63));
+        assert_eq!(pod(format!("{}-.bc", "a".repeat(61))).hostname(), "a".repeat(61));
+    }
+
+    #[test]
+    fn a_uid_is_one_part_of_a_path() {
+        let pod = |uid: &str| -> Pod {
+            serde_json::from_value(
+                json!({"metadata": {"name": "a", "uid": uid}, "spec": {"containers": [{"name": "c"}]}}),
+            )
+            .unwrap()
+        };
+        assert!(pod("0a1b2c3d-4e5f-6071").has_safe_names());
+        for uid in ["", "..", "../../etc", "a/b"] {
+            assert!(!pod(uid).has_safe_names(), "{uid}");
+        }
+        let mut evil = pod("0a1b");
+        evil.spec.containers[0].name = "../../x".into();
+        assert!(!evil.has_safe_names());
     }
 
     #[test]

@@ -126,7 +126,9 @@ impl Life {
         if self.pod.spec.host_network {
             command.arg("--network").arg(&self.node.namespace);
         } else {
-            command.arg("--new-network").arg(layout.pod_namespace(uid));
+            let name = layout.pod_namespace(uid);
+            namespace::claim(layout, &name)?;
+            command.arg("--new-network").arg(name);
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().context("starting the sandbox's process")?;
@@ -308,10 +310,10 @@ impl Life {
             let _ = sandbox.kill().await;
         }
         if !self.pod.spec.host_network {
-            let name = self.context.layout.pod_namespace(&self.pod.metadata.uid);
+            let layout = &self.context.layout;
+            let name = layout.pod_namespace(&self.pod.metadata.uid);
             // Whatever a command left running in the pod ends with it.
-            namespace::kill_processes(&[namespace::path(&name)]);
-            if let Err(error) = namespace::remove(&name) {
+            if let Err(error) = namespace::evict(layout, &name) {
                 tracing::warn!(%name, %error, "a pod's namespace stays");
             }
         }

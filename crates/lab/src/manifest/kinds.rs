@@ -1,5 +1,6 @@
 //! The kinds that the lab's API serves, and how their requests are addressed.
 
+use portolan_apiserver::{BuiltInKind, built_in_kinds};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -29,27 +30,6 @@ impl Kind {
     }
 }
 
-/// `apiVersion`, `kind`, plural, namespaced.
-const BUILT_IN: [(&str, &str, &str, bool); 17] = [
-    ("v1", "Namespace", "namespaces", false),
-    ("v1", "Node", "nodes", false),
-    ("v1", "Pod", "pods", true),
-    ("v1", "Service", "services", true),
-    ("v1", "Endpoints", "endpoints", true),
-    ("v1", "ConfigMap", "configmaps", true),
-    ("v1", "Secret", "secrets", true),
-    ("v1", "ServiceAccount", "serviceaccounts", true),
-    ("v1", "Event", "events", true),
-    ("discovery.k8s.io/v1", "EndpointSlice", "endpointslices", true),
-    ("apps/v1", "Deployment", "deployments", true),
-    ("apps/v1", "ReplicaSet", "replicasets", true),
-    ("networking.k8s.io/v1", "Ingress", "ingresses", true),
-    ("networking.k8s.io/v1", "IngressClass", "ingressclasses", false),
-    ("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies", true),
-    ("coordination.k8s.io/v1", "Lease", "leases", true),
-    ("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions", false),
-];
-
 /// The kinds that are known: the built-in ones and those that the manifests themselves define.
 #[derive(Debug)]
 pub struct Kinds(Vec<Kind>);
@@ -57,13 +37,13 @@ pub struct Kinds(Vec<Kind>);
 impl Kinds {
     /// The built-in kinds.
     pub fn built_in() -> Kinds {
-        let kind = |(group_version, kind, plural, namespaced): (&str, &str, &str, bool)| Kind {
-            group_version: group_version.to_owned(),
-            kind: kind.to_owned(),
-            plural: plural.to_owned(),
-            namespaced,
+        let kind = |kind: BuiltInKind| Kind {
+            group_version: kind.api_version,
+            kind: kind.kind.to_owned(),
+            plural: kind.plural.to_owned(),
+            namespaced: kind.is_namespaced,
         };
-        Kinds(BUILT_IN.into_iter().map(kind).collect())
+        Kinds(built_in_kinds().map(kind).collect())
     }
 
     /// The built-in kinds and those of the CustomResourceDefinitions among these objects.

@@ -31,7 +31,7 @@ pub fn build(layout: &Layout, topology: &Topology) -> anyhow::Result<()> {
             .map(|member| {
                 let outside = topology.clients.iter().any(|client| client.name == member);
                 let sysctls = if outside { &[][..] } else { FORWARDING };
-                scope.spawn(move || namespace::create(&layout.namespace(member), sysctls))
+                scope.spawn(move || namespace::create(layout, &layout.namespace(member), sysctls))
             })
             .collect();
         join(threads)

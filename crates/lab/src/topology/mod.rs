@@ -22,7 +22,7 @@ use portolan_net::Family;
 use serde::{Deserialize, Serialize};
 
 use crate::description::IpFamilies;
-use crate::limits::{MEMBER_NAME_LENGTH_MAX, NODES_MAX};
+use crate::limits::{CLIENTS_MAX, MEMBER_NAME_LENGTH_MAX, NODES_MAX, SEGMENTS_MAX};
 use crate::{LabError, Result};
 
 mod build;
@@ -162,15 +162,31 @@ impl Topology {
         if self.nodes.is_empty() || self.nodes.len() > NODES_MAX {
             return Err(format!("a lab has 1 to {NODES_MAX} nodes, not {}", self.nodes.len()));
         }
+        if self.clients.len() > CLIENTS_MAX {
+            return Err(format!("a lab has at most {CLIENTS_MAX} clients, not {}", self.clients.len()));
+        }
+        if self.segments.len() > SEGMENTS_MAX {
+            return Err(format!("a lab has at most {SEGMENTS_MAX} segments, not {}", self.segments.len()));
+        }
         if !(1280..=9000).contains(&self.mtu) {
             return Err(format!("mtu: {} is not between 1280 (RFC 8200 §5) and 9000", self.mtu));
         }
         let mut names = BTreeSet::from([ROUTER]);
         let mut addresses: BTreeSet<IpAddr> = BTreeSet::new();
+        let mut prefixes: Vec<(&str, &IpNet)> = Vec::new();
         for segment in &self.segments {
             check_name(&segment.name)?;
             if !names.insert(&segment.name) {
                 return Err(format!("the name `{}` is given twice", segment.name));
+            }
+            for prefix in &segment.router {
+                if let Some((other, taken)) = prefixes.iter().find(|(_, taken)| overlap(taken, prefix)) {
+                    return Err(format!(
+                        "segment `{}`: router {prefix} overlaps with {taken} of `{other}`",
+                        segment.name
+                    ));
+                }
+                prefixes.push((&segment.name, prefix));
             }
             addresses.extend(segment.router.iter().map(IpNet::addr));
         }
@@ -207,14 +223,24 @@ fn hexadecimal(decimal: u16) -> u16 {
     u16::from_str_radix(&decimal.to_string(), 16).unwrap_or(decimal)
 }
 
+/// Whether two prefixes share an address.
+pub(crate) fn overlap(left: &IpNet, right: &IpNet) -> bool {
+    left.contains(&right.network()) || right.contains(&left.network())
+}
+
 fn check_name(name: &str) -> Result<(), String> {
+    // The router's interfaces are named so, beside its `lo`; a hyphen in front looks like an option.
     let fits = !name.is_empty()
+        && name != "lo"
+        && !name.starts_with('-')
         && name.len() <= MEMBER_NAME_LENGTH_MAX
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
     if fits {
         return Ok(());
     }
-    Err(format!("`{name}` is not a name: lower-case letters, digits and hyphens, at most {MEMBER_NAME_LENGTH_MAX}"))
+    Err(format!(
+        "`{name}` is not a name: lower-case letters, digits and inner hyphens, not `lo`, at most {MEMBER_NAME_LENGTH_MAX}"
+    ))
 }
 
 #[cfg(test)]

@@ -5,11 +5,13 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use crate::Layout;
 
 /// Where named namespaces are.
 pub(crate) const DIRECTORY: &str = "/run/netns";
@@ -64,9 +66,62 @@ pub(crate) fn unshare_named(name: &str, sysctls: &[(&str, &str)]) -> anyhow::Res
     bound
 }
 
-/// Creates a namespace with this name and these sysctls. The calling thread stays where it is.
-pub(crate) fn create(name: &str, sysctls: &[(&str, &str)]) -> anyhow::Result<()> {
-    in_thread(|| unshare_named(name, sysctls))
+/// Notes that a namespace of this name is the lab's, before it is made: what stands nowhere is never
+/// removed, and what a crash leaves is found.
+///
+/// # Errors
+/// If a namespace of this name is there already, which then is somebody else's.
+pub(crate) fn claim(layout: &Layout, name: &str) -> anyhow::Result<()> {
+    let claims = layout.claims();
+    fs::create_dir_all(&claims).with_context(|| format!("creating {}", claims.display()))?;
+    let claim = claims.join(name);
+    if path(name).exists() && !claim.exists() {
+        bail!("the network namespace `{name}` is there already and not this lab's; `ip netns del {name}` removes it");
+    }
+    fs::write(&claim, "").with_context(|| format!("writing {}", claim.display()))
+}
+
+/// The names that this lab has claimed.
+pub(crate) fn claimed(layout: &Layout) -> Vec<String> {
+    let prefix = layout.namespace("");
+    let entries = fs::read_dir(layout.claims()).into_iter().flatten();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    // Whatever else lies in the directory, only names of this lab's form are its.
+    names.retain(|name| name.starts_with(&prefix));
+    names.sort();
+    names
+}
+
+/// Creates a namespace of the lab with this name and these sysctls. The calling thread stays where it
+/// is.
+pub(crate) fn create(layout: &Layout, name: &str, sysctls: &[(&str, &str)]) -> anyhow::Result<()> {
+    claim(layout, name)?;
+    let made = in_thread(|| unshare_named(name, sysctls));
+    if let Err(error) = &made
+        && error.downcast_ref::<io::Error>().is_some_and(|cause| cause.kind() == io::ErrorKind::AlreadyExists)
+    {
+        // Somebody was faster: it is theirs.
+        let _ = fs::remove_file(layout.claims().join(name));
+    }
+    made
+}
+
+/// Removes a namespace of the lab and kills what lives in it.
+pub(crate) fn evict(layout: &Layout, name: &str) -> anyhow::Result<()> {
+    if layout.claims().join(name).exists() {
+        kill_processes(&[path(name)]);
+    }
+    release(layout, name)
+}
+
+/// Removes a namespace of the lab and gives its name back. It goes when its last process does.
+pub(crate) fn release(layout: &Layout, name: &str) -> anyhow::Result<()> {
+    let claim = layout.claims().join(name);
+    if !claim.exists() {
+        return Ok(());
+    }
+    remove(name)?;
+    fs::remove_file(&claim).with_context(|| format!("removing {}", claim.display()))
 }
 
 /// Runs something in a thread that is in a namespace.
@@ -114,7 +169,7 @@ pub(crate) fn kill_processes(namespaces: &[PathBuf]) -> usize {
 }
 
 /// Takes a namespace's name away. The namespace goes when its last process does.
-pub(crate) fn remove(name: &str) -> anyhow::Result<()> {
+fn remove(name: &str) -> anyhow::Result<()> {
     let path = path(name);
     if !path.exists() {
         return Ok(());
@@ -122,4 +177,23 @@ pub(crate) fn remove(name: &str) -> anyhow::Result<()> {
     // The file may be there without the mount, after a crash between the two.
     let _ = umount2(&path, MntFlags::MNT_DETACH);
     fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_the_lab_count_as_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::within(directory.path(), "a").unwrap();
+        assert_eq!(claimed(&layout), Vec::<String>::new());
+        claim(&layout, "portolan-a-node-1").unwrap();
+        for foreign in ["cni-1", "portolan-b-node-1", "portolan-a"] {
+            fs::write(layout.claims().join(foreign), "").unwrap();
+        }
+        assert_eq!(claimed(&layout), ["portolan-a-node-1"]);
+        // A name that was never claimed is left alone, whoever's it is.
+        release(&layout, "portolan-a-node-2").unwrap();
+    }
 }

@@ -48,6 +48,12 @@ fn what_does_not_fit_together_is_named() {
         "node-1: 10.0.0.1 is not within segment `underlay`"
     );
     assert!(refused(|it| it.mtu = 900).starts_with("mtu: 900"));
+    assert!(refused(|it| it.nodes[0].name = "lo".into()).starts_with("`lo` is not a name"));
+    assert!(refused(|it| it.nodes[0].name = "-x".into()).starts_with("`-x` is not a name"));
+    assert_eq!(
+        refused(|it| it.segments[1].router[0] = "192.168.0.1/16".parse().unwrap()),
+        "segment `outside`: router 192.168.0.1/16 overlaps with 192.168.64.1/24 of `underlay`"
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Mistakes: one clear error that names the object and the field, and nothing left behind.
 
-use crate::common::TestLab;
+use crate::common::{TestLab, until};
 
 /// Brings a lab up that cannot come up; returns what was said.
 fn refused(lab: &TestLab, code: i32, arguments: &[&str]) -> String {
@@ -66,4 +66,61 @@ fn a_name_in_use_is_refused_and_the_lab_of_that_name_stays() {
     lab.assert_gone();
     assert_eq!(lab.run("status", &[]).code, 1);
     assert_eq!(lab.run("down", &[]).code, 1);
+}
+
+#[test]
+fn what_this_version_lacks_and_what_contradicts_itself_is_said() {
+    let Some(lab) = TestLab::new() else { return };
+    let done = lab.run("up", &["--store", "etcd=http://127.0.0.1:2379"]);
+    assert_eq!(done.code, 2);
+    assert!(done.stderr.contains("only in its embedded store"), "{}", done.stderr);
+    let file = lab.manifest(
+        "segments: [{name: rack, router: [10.42.0.1/24]}]\n\
+                             nodes: [{name: a, segment: rack, addresses: [10.42.0.2]}]\n",
+    );
+    assert_eq!(lab.run("up", &["--nodes", "2", "--topology", &file]).code, 2);
+    let stderr = refused(&lab, 2, &["--topology", &file]);
+    assert!(stderr.contains("segment `rack`: router 10.42.0.1/24 overlaps with 10.42.0.0/16"), "{stderr}");
+}
+
+#[test]
+fn a_directory_that_is_no_lab_is_left_alone() {
+    let Some(lab) = TestLab::new() else { return };
+    let file = lab.directory().join("letters/one");
+    std::fs::create_dir_all(file.parent().expect("a directory")).expect("creating a directory");
+    std::fs::write(&file, "dear").expect("writing a file");
+    let done = lab.run("down", &[]);
+    assert_eq!(done.code, 3, "{}", done.stderr);
+    assert!(done.stderr.contains("is not a lab"), "{}", done.stderr);
+    assert!(file.exists());
+    std::fs::remove_dir_all(lab.directory()).expect("removing a directory");
+}
+
+#[test]
+fn a_description_that_cannot_be_read_does_not_keep_a_lab_from_going_down() {
+    let Some(lab) = TestLab::new() else { return };
+    assert_eq!(lab.run("up", &["--nodes", "1"]).code, 0);
+    std::fs::write(lab.directory().join("lab.json"), "{").expect("writing a file");
+    let done = lab.run("status", &[]);
+    assert_eq!(done.code, 3, "{}", done.stderr);
+    assert!(done.stderr.contains("lab down"), "{}", done.stderr);
+    assert_eq!(lab.run("down", &[]).code, 0);
+    lab.assert_gone();
+}
+
+#[test]
+fn an_interrupted_wait_leaves_nothing_behind() {
+    let Some(lab) = TestLab::new() else { return };
+    let file = lab.manifest(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: deaf, annotations: {portolan.dev/run: sleep 1000}}\n\
+         spec: {containers: [{name: c, image: i, ports: [{containerPort: 80}]}]}\n",
+    );
+    let mut up = lab.start("up", &["-f", &file, "--nodes", "1", "--wait"]);
+    let runs = |entry: std::io::Result<std::fs::DirEntry>| entry.is_ok_and(|it| it.path().join("pod.json").exists());
+    let pods = lab.directory().join("pods");
+    until("the pod runs", || std::fs::read_dir(&pods).is_ok_and(|mut pods| pods.any(runs)));
+    let process = nix::unistd::Pid::from_raw(i32::try_from(up.id()).expect("a process id"));
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGINT).expect("interrupting");
+    assert_eq!(up.wait().expect("waiting").code(), Some(130));
+    lab.assert_gone();
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,13 @@ impl TestLab {
         let mut command = self.command("lab");
         command.args([verb, "--name", &self.name]).args(arguments);
         Done::of(&command.output().expect("running the binary"))
+    }
+
+    /// Starts `portolan lab VERB --name NAME …` and does not wait for it.
+    pub(crate) fn start(&self, verb: &str, arguments: &[&str]) -> Child {
+        let mut command = self.command("lab");
+        command.args([verb, "--name", &self.name]).args(arguments);
+        command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("starting the binary")
     }
 
     /// Runs a command in a target of the lab.
