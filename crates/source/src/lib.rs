@@ -12,6 +12,7 @@
 mod backoff;
 mod connection;
 mod convert;
+mod document;
 mod explain;
 mod lenient;
 pub mod limits;
@@ -28,8 +29,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 pub use connection::Connection;
+pub use document::{DocumentError, change_from_json};
 pub use kube::Client;
-pub use publish::{Published, publish_node_tunnel, set_network_unavailable_false};
+pub use publish::{Published, publish_node_tunnel, set_network_unavailable_false, tunnel_annotations};
 
 /// What a source cannot do at all.
 #[derive(Debug, thiserror::Error)]

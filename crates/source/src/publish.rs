@@ -38,7 +38,7 @@ pub async fn publish_node_tunnel(
     tunnel: &NodeTunnel,
     seed: u64,
 ) -> Result<Published, SourceError> {
-    let wanted = annotations(tunnel);
+    let wanted = tunnel_annotations(tunnel);
     let action = format!("publish the tunnel of Node {node}");
     let nodes: Api<v1::Node> = Api::all(client.clone());
     retry(&action, seed, || annotate(&nodes, node, &wanted)).await
@@ -92,8 +92,8 @@ async fn set_condition(nodes: &Api<v1::Node>, node: &NodeName) -> Result<Publish
     Ok(Published::Written)
 }
 
-/// The annotations of a tunnel; `None` for one that must not be there.
-fn annotations(tunnel: &NodeTunnel) -> BTreeMap<&'static str, Option<String>> {
+/// The annotations of a Node object that say this of its tunnel; `None` for one that must not be there.
+pub fn tunnel_annotations(tunnel: &NodeTunnel) -> BTreeMap<&'static str, Option<String>> {
     let public = |family| {
         let mut addresses = tunnel.public_addresses.iter();
         addresses.find(|address| Family::of(**address) == family).map(IpAddr::to_string)

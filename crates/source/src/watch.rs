@@ -15,13 +15,13 @@ use futures::{Stream, StreamExt};
 use kube::runtime::watcher::{self, Event, InitialListStrategy, ListSemantic};
 use kube::{Api, Client};
 use portolan_net::ObjectKind;
-use portolan_state::{Change, Object, Problem};
+use portolan_state::{Change, Object, ObjectRef, Problem};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
-use crate::convert::{Converted, Outcome, Table};
+use crate::convert::{Converted, Table};
 use crate::limits::{BACKOFF_MAX, LIST_SILENCE_MAX, PAGE_SIZE};
 use crate::outbox::{Outbox, SharedNames};
 use crate::{SourceEvent, explain};
@@ -168,37 +168,25 @@ impl Watch {
     }
 
     fn add<T>(&mut self, listed: &mut Listed, converted: Converted<T>) {
-        let Converted { outcome, mut problems, .. } = converted;
-        match self.wanted(outcome) {
-            Wanted::Object(object) => listed.objects.push((object, problems)),
-            Wanted::Nothing => {}
-            Wanted::Problem => listed.rejected.extend(problems.drain(..).next()),
+        match self.change_of(converted) {
+            Some((_, Change::Upsert(object, problems))) => listed.objects.push((object, problems)),
+            Some((_, Change::Reject(problem))) => listed.rejected.push(problem),
+            _ => {}
         }
     }
 
     fn upsert<T>(&mut self, converted: Converted<T>) {
-        let Converted { reference: Some(reference), outcome, problems, .. } = converted else { return };
-        let change = match self.wanted(outcome) {
-            Wanted::Object(object) => Change::Upsert(object, problems),
-            // It may have been of use before this change.
-            Wanted::Nothing => Change::Delete(reference.clone()),
-            Wanted::Problem => match problems.into_iter().next() {
-                Some(problem) => Change::Reject(problem),
-                None => Change::Delete(reference.clone()),
-            },
-        };
-        self.outbox.push_change(reference, change);
+        if let Some((reference, change)) = self.change_of(converted) {
+            self.outbox.push_change(reference, change);
+        }
     }
 
-    fn wanted(&mut self, outcome: Outcome) -> Wanted {
-        let mut object = match outcome {
-            Outcome::Keep(object) => object,
-            Outcome::OtherProxy(object) if self.task.keep_other_proxies => object,
-            Outcome::OtherProxy(_) | Outcome::Skip => return Wanted::Nothing,
-            Outcome::Reject => return Wanted::Problem,
-        };
-        self.names.share(&mut object);
-        Wanted::Object(object)
+    fn change_of<T>(&mut self, converted: Converted<T>) -> Option<(ObjectRef, Change)> {
+        let (reference, mut change) = converted.into_change(self.task.keep_other_proxies)?;
+        if let Change::Upsert(object, _) = &mut change {
+            self.names.share(object);
+        }
+        Some((reference, change))
     }
 
     /// A watch that breaks off is resumed where it was, once. Everything else starts over, because an
@@ -255,12 +243,6 @@ impl Watch {
 }
 
 struct Failed;
-
-enum Wanted {
-    Object(Object),
-    Nothing,
-    Problem,
-}
 
 /// The objects of a list so far.
 #[derive(Default)]

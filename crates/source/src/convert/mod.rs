@@ -21,7 +21,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use portolan_net::{ObjectKey, ObjectKind, Protocol};
-use portolan_state::{Object, ObjectRef, Problem};
+use portolan_state::{Change, Object, ObjectRef, Problem};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
@@ -132,6 +132,24 @@ impl<'de, T: Table> Deserialize<'de> for Converted<T> {
         let outcome = T::convert(&metadata, view, &mut problems);
         let problems = problems.finish();
         Ok(Converted { identity, reference: Some(reference), outcome, problems, table: PhantomData })
+    }
+}
+
+impl<T> Converted<T> {
+    /// What it changes, and of which object; `None` for an object without a name.
+    pub(crate) fn into_change(self, keep_other_proxies: bool) -> Option<(ObjectRef, Change)> {
+        let reference = self.reference?;
+        let change = match self.outcome {
+            Outcome::Keep(object) => Change::Upsert(object, self.problems),
+            Outcome::OtherProxy(object) if keep_other_proxies => Change::Upsert(object, self.problems),
+            // It may have been of use before this change.
+            Outcome::OtherProxy(_) | Outcome::Skip => Change::Delete(reference.clone()),
+            Outcome::Reject => match self.problems.into_iter().next() {
+                Some(problem) => Change::Reject(problem),
+                None => Change::Delete(reference.clone()),
+            },
+        };
+        Some((reference, change))
     }
 }
 
