@@ -1,17 +1,24 @@
 //! A kernel in memory: it takes the same steps and is observed the same way. For tests of whole
 //! scenarios, which need no rights and touch nothing.
 
+use std::collections::VecDeque;
+
+use nix::errno::Errno;
 use portolan_program::netlink::{Change, Program, Surroundings};
+use portolan_program::nftables;
 
 use crate::error::{KernelError, Refusal};
 use crate::netlink::{Observed, Report};
+use crate::nftables::Report as TablesReport;
 
 /// What a node's kernel holds, in memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FakeKernel {
     netlink: Program,
+    nftables: nftables::Program,
     others: Surroundings,
-    refusals: usize,
+    /// Whether each of the next steps is refused.
+    fates: VecDeque<bool>,
 }
 
 impl FakeKernel {
@@ -32,7 +39,38 @@ impl FakeKernel {
 
     /// Refuses the next steps, as a kernel without memory would.
     pub fn refuse_next(&mut self, steps: usize) {
-        self.refusals = steps;
+        self.decide_next(std::iter::repeat_n(true, steps));
+    }
+
+    /// Decides for each of the next steps whether it is refused, in both rooms. Later ones succeed.
+    pub fn decide_next(&mut self, refused: impl IntoIterator<Item = bool>) {
+        self.fates = refused.into_iter().collect();
+    }
+
+    /// What nftables holds.
+    pub fn observe_nftables(&self) -> nftables::Program {
+        self.nftables.clone()
+    }
+
+    /// What nftables holds, to be changed behind our back.
+    pub fn nftables_mut(&mut self) -> &mut nftables::Program {
+        &mut self.nftables
+    }
+
+    /// Makes the changes that refer to what is there, and reports the others as the real room does.
+    pub fn apply_nftables(&mut self, changes: &[nftables::Change]) -> TablesReport {
+        let mut report = TablesReport { messages: changes.len(), ..TablesReport::default() };
+        for (index, change) in changes.iter().enumerate() {
+            match self.decide().and_then(|()| possible(&self.nftables, change)) {
+                Ok(()) => self.nftables.apply(change),
+                Err(error) => report.failed.push((index, error)),
+            }
+        }
+        report
+    }
+
+    fn decide(&mut self) -> Result<(), KernelError> {
+        if self.fates.pop_front().unwrap_or_default() { Err(refused(Errno::ENOMEM)) } else { Ok(()) }
     }
 
     /// Does the steps.
@@ -49,11 +87,7 @@ impl FakeKernel {
     }
 
     fn step(&mut self, change: &Change) -> Result<(), KernelError> {
-        if self.refusals > 0 {
-            self.refusals -= 1;
-            let refusal = Refusal { errno: nix::errno::Errno::ENOMEM, message: None, offset: None };
-            return Err(KernelError::Refused(refusal));
-        }
+        self.decide()?;
         if let Some(device) = change.device().filter(|device| !self.has_link(device)) {
             return Err(KernelError::NoSuchLink(device.to_owned()));
         }
@@ -113,4 +147,88 @@ impl FakeKernel {
             pod.bridge.clear();
         }
     }
+}
+
+fn refused(errno: Errno) -> KernelError {
+    KernelError::Refused(Refusal { errno, message: None, offset: None })
+}
+
+/// Whether nf_tables would make a change: what it refers to is there, what it adds is not there as
+/// something else, and what it deletes is in nobody's use.
+fn possible(held: &nftables::Program, change: &nftables::Change) -> Result<(), KernelError> {
+    use nftables::Change;
+    let absent = || refused(Errno::ENOENT);
+    let key = change.table();
+    if let Change::CreateTable(_) = change {
+        return Ok(());
+    }
+    let table = held.tables.get(&key).ok_or_else(absent)?;
+    match change {
+        Change::DeleteTable(_) | Change::CreateTable(_) | Change::CreateSet(..) | Change::CreateChain(..) => Ok(()),
+        Change::PutElement { set, key, element, replaces, .. } => {
+            match (table.sets.get(set).ok_or_else(absent)?.elements.get(key), replaces) {
+                (None, true) => Err(absent()),
+                (Some(there), false) if !there.is_same(element) => Err(refused(Errno::EEXIST)),
+                _ => Ok(()),
+            }
+        }
+        Change::RemoveElement { set, key, .. } => {
+            let elements = &table.sets.get(set).ok_or_else(absent)?.elements;
+            if elements.contains_key(key) { Ok(()) } else { Err(absent()) }
+        }
+        Change::WriteRules(_, chain, rules) => {
+            table.chains.get(chain).ok_or_else(absent)?;
+            rules.iter().try_for_each(|rule| refers_to_what_is_there(table, rule))
+        }
+        Change::AddRule(_, chain, rule) => {
+            table.chains.get(chain).ok_or_else(absent)?;
+            refers_to_what_is_there(table, rule)
+        }
+        Change::RemoveRule(_, chain, rule) => {
+            let rules = &table.chains.get(chain).ok_or_else(absent)?.rules;
+            if rules.iter().any(|it| it.is_same(rule)) { Ok(()) } else { Err(absent()) }
+        }
+        Change::DeleteChain(_, name) => {
+            let chain = table.chains.get(name).ok_or_else(absent)?;
+            let is_used = !chain.rules.is_empty() || references(table).any(|it| it == Reference::Chain(name));
+            if is_used { Err(refused(Errno::EBUSY)) } else { Ok(()) }
+        }
+        Change::DeleteSet(_, name) => {
+            table.sets.get(name).ok_or_else(absent)?;
+            let is_used = references(table).any(|it| it == Reference::Set(name));
+            if is_used { Err(refused(Errno::EBUSY)) } else { Ok(()) }
+        }
+    }
+}
+
+/// What a rule refers to.
+#[derive(PartialEq, Eq)]
+enum Reference<'a> {
+    Set(&'a str),
+    Chain(&'a str),
+}
+
+fn references_of(rule: &nftables::Rule) -> impl Iterator<Item = Reference<'_>> {
+    let sets = rule.matches.iter().filter_map(|condition| match condition {
+        nftables::Match::Set { set, .. } => Some(Reference::Set(set)),
+        _ => None,
+    });
+    let others = rule.statements.iter().filter_map(|statement| match statement {
+        nftables::Statement::Jump(chain) | nftables::Statement::Goto(chain) => Some(Reference::Chain(chain)),
+        nftables::Statement::Balance { map, .. } => Some(Reference::Set(map)),
+        _ => None,
+    });
+    sets.chain(others)
+}
+
+fn references(table: &nftables::Table) -> impl Iterator<Item = Reference<'_>> {
+    table.chains.values().flat_map(|chain| &chain.rules).flat_map(references_of)
+}
+
+fn refers_to_what_is_there(table: &nftables::Table, rule: &nftables::Rule) -> Result<(), KernelError> {
+    let is_there = |reference: Reference<'_>| match reference {
+        Reference::Set(name) => table.sets.contains_key(name),
+        Reference::Chain(name) => table.chains.contains_key(name),
+    };
+    if references_of(rule).all(is_there) { Ok(()) } else { Err(refused(Errno::ENOENT)) }
 }

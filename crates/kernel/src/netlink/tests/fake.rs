@@ -61,3 +61,23 @@ fn it_lets_nobody_replace_a_route_of_someone_else() {
     assert_eq!(report.failed.len(), 1, "{report:?}");
     assert!(matches!(report.failed[0].1, KernelError::RouteTaken { .. }));
 }
+
+#[test]
+fn its_tables_refuse_what_refers_to_nothing() {
+    use portolan_program::nftables::{self, Key, sample};
+    let mut sample = sample::Sample::new(&portolan_net::Family::ALL);
+    sample.fill(portolan_net::Family::V4, 3, 2);
+    let desired = sample.compiler().program().clone();
+    let mut kernel = FakeKernel::default();
+    let changes = nftables::diff(&desired, &kernel.observe_nftables());
+    assert_eq!(kernel.apply_nftables(&changes).failed, []);
+    assert_eq!(nftables::diff(&desired, &kernel.observe_nftables()), []);
+    let put =
+        changes.iter().find(|change| matches!(change, nftables::Change::PutElement { key: Key::Frontend(..), .. }));
+    let nftables::Change::PutElement { table, set, key, .. } = put.unwrap().clone() else { unreachable!() };
+    let absent = nftables::Change::RemoveElement { table, set: set.clone(), key };
+    let used = nftables::Change::DeleteSet(table, set);
+    let report = kernel.apply_nftables(&[absent.clone(), absent, used]);
+    let failed: Vec<usize> = report.failed.iter().map(|(index, _)| *index).collect();
+    assert_eq!(failed, [1, 2], "{report:?}");
+}
