@@ -9,7 +9,7 @@ use super::port::KernelPort;
 use crate::admin_socket::AdminAnswer;
 use crate::api::{NodeInformation, TraceQuestion};
 use crate::config::AgentConfig;
-use crate::table::{self, RouteRow, Sources, TABLES};
+use crate::table::{self, RouteRow, Sources, TABLES, Table};
 
 /// A question that the loop answers.
 #[derive(Debug)]
@@ -73,6 +73,15 @@ fn information<P: KernelPort>(engine: &Engine<P>, config: &AgentConfig) -> NodeI
 }
 
 fn show<P: KernelPort>(engine: &Engine<P>, name: &str) -> AdminAnswer {
+    let Some(table) = table(engine, name) else {
+        let known = TABLES.join(", ");
+        return AdminAnswer::text(StatusCode::NOT_FOUND, format!("there is no table {name}; there are: {known}"));
+    };
+    AdminAnswer::json(&table)
+}
+
+/// One of the [`TABLES`], from what the engine knows now; `None` if there is none of that name.
+pub fn table<P: KernelPort>(engine: &Engine<P>, name: &str) -> Option<Table> {
     let nothing = portolan_intent::services::ServicesIntent::new();
     let sources = Sources {
         snapshot: engine.snapshot(),
@@ -80,11 +89,7 @@ fn show<P: KernelPort>(engine: &Engine<P>, name: &str) -> AdminAnswer {
         routes: routes(engine),
         problems: engine.problems(),
     };
-    let Some(table) = table::table(name, &sources) else {
-        let known = TABLES.join(", ");
-        return AdminAnswer::text(StatusCode::NOT_FOUND, format!("there is no table {name}; there are: {known}"));
-    };
-    AdminAnswer::json(&table)
+    table::table(name, &sources)
 }
 
 fn routes<P: KernelPort>(engine: &Engine<P>) -> Vec<RouteRow> {

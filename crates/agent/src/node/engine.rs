@@ -15,10 +15,10 @@ use portolan_intent::services::ServicesCompiler;
 use portolan_intent::{FabricMode, NodeView, fabric, masquerade, wiring};
 use portolan_kernel::KernelError;
 use portolan_kernel::monitor::Event;
-use portolan_net::{IpNet, MacAddress, ObjectKind};
+use portolan_net::{Family, IpNet, MacAddress, ObjectKind};
 use portolan_program::netlink::{self, Surroundings};
 use portolan_program::nftables;
-use portolan_state::{AttachmentKey, Change, Dirty, Node, Problem, Snapshot, Writer};
+use portolan_state::{AttachmentKey, Change, Dirty, Node, NodeTunnel, Problem, Snapshot, Writer};
 
 use super::port::KernelPort;
 use super::refusals::{self, Refusals};
@@ -190,7 +190,28 @@ impl<P: KernelPort> Engine<P> {
     pub fn vtep_macs(&self) -> Option<[MacAddress; 2]> {
         let view = self.view().filter(|view| view.fabric == FabricMode::Vxlan)?;
         let mac = |family| netlink::fabric::vtep_mac(&view.node, view.vni, family);
-        Some([mac(portolan_net::Family::V4), mac(portolan_net::Family::V6)])
+        Some([mac(Family::V4), mac(Family::V6)])
+    }
+
+    /// What the Node object should say of this node's end of the fabric; `None` while it says so, or
+    /// while there is nothing to say.
+    pub fn announcement(&self) -> Option<NodeTunnel> {
+        let view = self.view()?;
+        let node = self.snapshot.nodes.get(&view.node)?;
+        let [mac_v4, mac_v6] = self.vtep_macs().map_or([None, None], |macs| macs.map(Some));
+        let has = |family| node.pod_prefix(family).is_some();
+        let wanted = NodeTunnel {
+            backend: view.fabric.name().into(),
+            public_addresses: Family::ALL
+                .into_iter()
+                .filter(|family| has(*family))
+                .filter_map(|family| node.address(family))
+                .collect(),
+            vni: self.vtep_macs().map(|_| view.vni),
+            vtep_mac_v4: mac_v4.filter(|_| has(Family::V4)),
+            vtep_mac_v6: mac_v6.filter(|_| has(Family::V6)),
+        };
+        (node.tunnel.as_ref() != Some(&wanted)).then_some(wanted)
     }
 
     /// How many objects and parts of objects have no effect.

@@ -27,4 +27,5 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-pub use role::{RunError, clean, run};
+pub use answers::table;
+pub use role::{RunError, clean, clean_kernel, run};

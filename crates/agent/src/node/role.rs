@@ -8,7 +8,6 @@ use std::time::Instant;
 use hyper::{Method, StatusCode};
 use portolan_kernel::KernelError;
 use portolan_kernel::monitor::{Event as KernelEvent, Monitor};
-use portolan_net::Family;
 use portolan_source::{Client, Connection, Selection, SourceEvent};
 use tokio::sync::{mpsc, oneshot, watch as signal};
 use tokio::task::LocalSet;
@@ -122,12 +121,18 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
 
 /// Removes what is ours from the kernel of this network namespace; returns what was done, as text.
 pub fn clean(config: &AgentConfig) -> Result<Vec<String>, RunError> {
-    use portolan_program::{netlink, nftables};
     let socket = config.runtime_directory.join("agent.sock");
     if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
         return Err(SocketError::InUse(socket).into());
     }
-    let mut kernel = RealKernel::open()?;
+    let lines = clean_kernel(&mut RealKernel::open()?)?;
+    remove_records(&config.state_directory.join("attachments"))?;
+    Ok(lines)
+}
+
+/// Removes what is ours from a kernel; returns what was done, as text.
+pub fn clean_kernel<P: KernelPort>(kernel: &mut P) -> Result<Vec<String>, KernelError> {
+    use portolan_program::{netlink, nftables};
     let observed = kernel.observe_netlink()?;
     let tables = kernel.observe_nftables()?;
     // Sysctls stay: other software on the node may have come to rely on them.
@@ -137,14 +142,13 @@ pub fn clean(config: &AgentConfig) -> Result<Vec<String>, RunError> {
     let mut lines: Vec<String> = nftables::render_changes(&changes).lines().map(str::to_owned).collect();
     let failed = kernel.apply_nftables(&changes).failed;
     if let Some((_, error)) = failed.into_iter().next() {
-        return Err(error.into());
+        return Err(error);
     }
     let changes = netlink::diff(&nothing, &observed.ours, &observed.others);
     lines.extend(changes.iter().map(ToString::to_string));
     if let Some((_, error)) = kernel.apply_netlink(&changes).failed.into_iter().next() {
-        return Err(error.into());
+        return Err(error);
     }
-    remove_records(&config.state_directory.join("attachments"))?;
     Ok(lines)
 }
 
@@ -359,22 +363,7 @@ impl NodeLoop {
 
     /// Tells the publisher what the Node object should say of this node's end of the fabric.
     fn announce(&self) {
-        let Some(view) = self.engine.view() else { return };
-        let Some(node) = self.engine.snapshot().nodes.get(&view.node) else { return };
-        let [mac_v4, mac_v6] = self.engine.vtep_macs().map_or([None, None], |macs| macs.map(Some));
-        let has = |family| node.pod_prefix(family).is_some();
-        let wanted = portolan_state::NodeTunnel {
-            backend: view.fabric.name().into(),
-            public_addresses: Family::ALL
-                .into_iter()
-                .filter(|family| has(*family))
-                .filter_map(|family| node.address(family))
-                .collect(),
-            vni: self.engine.vtep_macs().map(|_| view.vni),
-            vtep_mac_v4: mac_v4.filter(|_| has(Family::V4)),
-            vtep_mac_v6: mac_v6.filter(|_| has(Family::V6)),
-        };
-        let announcement = (node.tunnel.as_ref() != Some(&wanted)).then_some(wanted);
+        let announcement = self.engine.announcement();
         self.tunnel.send_if_modified(|current| {
             let differs = *current != announcement;
             *current = announcement;
