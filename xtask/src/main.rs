@@ -1,5 +1,6 @@
 //! Tasks of this repository that are more than one cargo command.
 
+mod bench;
 mod kube_apiserver;
 mod test;
 
@@ -10,6 +11,7 @@ fn main() -> anyhow::Result<()> {
     match arguments.split_first() {
         Some((task, rest)) if task == "kube-apiserver" => kube_apiserver::run(rest),
         Some((task, rest)) if task == "test" => test::run(rest),
-        _ => bail!("usage: cargo xtask kube-apiserver … | test …"),
+        Some((task, rest)) if task == "bench" => bench::run(rest),
+        _ => bail!("usage: cargo xtask bench … | kube-apiserver … | test …"),
     }
 }
