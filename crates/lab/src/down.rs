@@ -80,9 +80,17 @@ pub(crate) fn remove(layout: &Layout) -> Result<()> {
     let _ = umount2(&layout.api_data(), MntFlags::MNT_DETACH);
     // While a namespace stays, so does the note that it is ours: `lab down` can be tried again.
     first?;
-    std::fs::remove_dir_all(layout.directory())
+    gone(std::fs::remove_dir_all(layout.directory()))
         .with_context(|| format!("removing {}", layout.directory().display()))?;
     Ok(())
+}
+
+/// What another has removed meanwhile is as gone: a supervisor whose parent died removes its lab, too.
+pub(crate) fn gone(removed: std::io::Result<()>) -> std::io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
 }
 
 #[cfg(test)]

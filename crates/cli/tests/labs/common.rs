@@ -6,7 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,9 @@ spec:
   selector: {app: cart}
   ports: [{name: tcp, port: 7070}, {name: udp, port: 7070, protocol: UDP}]
 ";
+
+/// Asks the Service `cart` by name from a pod.
+pub(crate) const ASK: [&str; 3] = ["bash", "-c", "exec 3<>/dev/tcp/cart/7070 && echo hello >&3 && head -n 1 <&3"];
 
 /// A lab of a test, by a name that no other test has.
 pub(crate) struct TestLab {
@@ -100,6 +103,13 @@ impl TestLab {
     /// Runs `portolan VERB … --name NAME`.
     pub(crate) fn ask(&self, verb: &str, arguments: &[&str]) -> Done {
         Done::of(self.command().arg(verb).args(arguments).args(["--name", &self.name]))
+    }
+
+    /// Starts `portolan lab VERB --name NAME …` and does not wait for it.
+    pub(crate) fn start(&self, verb: &str, arguments: &[&str]) -> Child {
+        let mut command = self.command();
+        command.args(["lab", verb, "--name", &self.name]).args(arguments);
+        command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("starting the binary")
     }
 
     /// Runs a command in a target of the lab.

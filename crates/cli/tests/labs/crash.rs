@@ -2,10 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::common::{CART, TestLab, until};
-
-/// Asks the Service `cart` by name from a pod.
-const ASK: [&str; 3] = ["bash", "-c", "exec 3<>/dev/tcp/cart/7070 && echo hello >&3 && head -n 1 <&3"];
+use crate::common::{ASK, CART, TestLab, until};
 
 fn assert_answers(lab: &TestLab) {
     let done = lab.exec("deploy/cart", &ASK);

@@ -9,12 +9,14 @@
     reason = "helpers of tests fail by panic, and say what they skip"
 )]
 
+mod bad_input;
+mod cluster;
 mod cni;
 mod common;
 mod crash;
+mod environment;
 mod field;
 mod kube_apiserver;
-mod mistakes;
 mod paths;
 mod podman;
 mod repair;

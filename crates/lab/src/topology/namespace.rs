@@ -176,7 +176,7 @@ fn remove(name: &str) -> anyhow::Result<()> {
     }
     // The file may be there without the mount, after a crash between the two.
     let _ = umount2(&path, MntFlags::MNT_DETACH);
-    fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))
+    crate::down::gone(fs::remove_file(&path)).with_context(|| format!("removing {}", path.display()))
 }
 
 #[cfg(test)]

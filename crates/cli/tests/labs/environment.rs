@@ -1,4 +1,4 @@
-//! Mistakes: one clear error that says what to do, the exit code of its sort, and nothing left behind.
+//! What the machine lacks or has given away: one clear error that says what to do, and nothing left behind.
 
 use std::net::TcpListener;
 use std::process::Command;
@@ -55,43 +55,6 @@ fn an_agent_without_rights_says_what_it_needs() {
     let done = Done::of(command.args([PROGRAM, "agent", "--config", &configuration]));
     assert_eq!(done.code, 3, "{}", done.stderr);
     assert!(done.stderr.contains("CAP_NET_ADMIN"), "{}", done.stderr);
-}
-
-#[test]
-fn words_that_are_not_known_are_usage_errors() {
-    let Some(lab) = TestLab::new() else { return };
-    for (arguments, said) in [
-        (vec!["--fabric", "carrier-pigeon"], "[possible values: vxlan, host-gw]"),
-        (vec!["--services", "magic"], "nftables"),
-        (vec!["--ip-family", "ipv5"], "ipv4"),
-        (vec!["--nodes", "many"], "--nodes"),
-    ] {
-        let done = lab.run("up", &arguments);
-        assert_eq!(done.code, 2, "{}", done.stderr);
-        assert!(done.stderr.contains(said), "{}", done.stderr);
-        lab.assert_gone();
-    }
-    let done = lab.portolan(&["lab", "up", "--name", "Not/A/Name"]);
-    assert_eq!(done.code, 2, "{}", done.stderr);
-    assert!(done.stderr.contains("Not/A/Name"), "{}", done.stderr);
-}
-
-#[test]
-fn a_selector_that_matches_nothing_is_a_warning() {
-    let Some(lab) = TestLab::new() else { return };
-    let service = "
----
-apiVersion: v1
-kind: Service
-metadata: {name: typo}
-spec: {selector: {app: crat}, ports: [{port: 80}]}
-";
-    let file = lab.manifest(&format!("{CART}{service}"));
-    let done = lab.run("up", &["-f", &file, "--nodes", "1", "--wait"]);
-    assert_eq!(done.code, 0, "{}", done.stderr);
-    let warning = done.stderr.lines().find(|line| line.starts_with("warning: ")).expect("a warning");
-    assert!(warning.contains(&file) && warning.contains("document 3: Service default/typo"), "{warning}");
-    assert!(warning.contains("spec.selector `app=crat` matches no pod"), "{warning}");
 }
 
 #[test]

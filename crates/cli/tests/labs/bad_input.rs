@@ -1,6 +1,6 @@
-//! Mistakes: one clear error that names the object and the field, and nothing left behind.
+//! Mistakes in words, files and names: one clear error that names the object and the field, and nothing left behind.
 
-use crate::common::{TestLab, until};
+use crate::common::{CART, TestLab, until};
 
 /// Brings a lab up that cannot come up; returns what was said.
 fn refused(lab: &TestLab, code: i32, arguments: &[&str]) -> String {
@@ -123,4 +123,41 @@ fn an_interrupted_wait_leaves_nothing_behind() {
     nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGINT).expect("interrupting");
     assert_eq!(up.wait().expect("waiting").code(), Some(130));
     lab.assert_gone();
+}
+
+#[test]
+fn words_that_are_not_known_are_usage_errors() {
+    let Some(lab) = TestLab::new() else { return };
+    for (arguments, said) in [
+        (vec!["--fabric", "carrier-pigeon"], "[possible values: vxlan, host-gw]"),
+        (vec!["--services", "magic"], "nftables"),
+        (vec!["--ip-family", "ipv5"], "ipv4"),
+        (vec!["--nodes", "many"], "--nodes"),
+    ] {
+        let done = lab.run("up", &arguments);
+        assert_eq!(done.code, 2, "{}", done.stderr);
+        assert!(done.stderr.contains(said), "{}", done.stderr);
+        lab.assert_gone();
+    }
+    let done = lab.portolan(&["lab", "up", "--name", "Not/A/Name"]);
+    assert_eq!(done.code, 2, "{}", done.stderr);
+    assert!(done.stderr.contains("Not/A/Name"), "{}", done.stderr);
+}
+
+#[test]
+fn a_selector_that_matches_nothing_is_a_warning() {
+    let Some(lab) = TestLab::new() else { return };
+    let service = "
+---
+apiVersion: v1
+kind: Service
+metadata: {name: typo}
+spec: {selector: {app: crat}, ports: [{port: 80}]}
+";
+    let file = lab.manifest(&format!("{CART}{service}"));
+    let done = lab.run("up", &["-f", &file, "--nodes", "1", "--wait"]);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    let warning = done.stderr.lines().find(|line| line.starts_with("warning: ")).expect("a warning");
+    assert!(warning.contains(&file) && warning.contains("document 3: Service default/typo"), "{warning}");
+    assert!(warning.contains("spec.selector `app=crat` matches no pod"), "{warning}");
 }

@@ -1,29 +1,8 @@
 //! Whole labs with real traffic.
 
-use crate::common::{TestLab, until};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
 
-const CART: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: cart}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: cart}}
-  template:
-    metadata: {labels: {app: cart}}
-    spec: {containers: [{name: server, image: x, ports: [{containerPort: 7070}]}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: cart}
-spec: {selector: {app: cart}, ports: [{port: 7070}]}
-";
-
-/// Asks the Service `cart` by name from a pod.
-const ASK: [&str; 3] = ["bash", "-c", "exec 3<>/dev/tcp/cart/7070 && echo hello >&3 && head -n 1 <&3"];
+use crate::common::{ASK, CART, TestLab, until};
 
 #[test]
 fn a_lab_comes_up_answers_and_goes_without_a_trace() {
@@ -35,7 +14,7 @@ fn a_lab_comes_up_answers_and_goes_without_a_trace() {
     assert_eq!(status["nodes"][1]["addresses"], serde_json::json!(["192.168.64.12", "fd00:64::12"]));
     assert_eq!(status["clients"][1]["name"], "server-1");
     let pods = status["pods"].as_array().expect("pods");
-    assert_eq!(pods.len(), 4, "{pods:?}");
+    assert_eq!(pods.len(), 6, "{pods:?}");
     assert!(pods.iter().all(|pod| pod["ready"] == true && pod["addresses"].as_array().map(Vec::len) == Some(2)));
 
     let done = lab.exec("deploy/cart", &ASK);
@@ -53,37 +32,13 @@ fn a_lab_comes_up_answers_and_goes_without_a_trace() {
 }
 
 #[test]
-fn labs_run_side_by_side() {
-    let (Some(one), Some(two)) = (TestLab::new(), TestLab::new()) else { return };
-    one.up(CART, &["--nodes", "1"]);
-    two.up(CART, &["--nodes", "1", "--fabric", "host-gw"]);
-    assert_eq!(one.run("down", &[]).code, 0);
-    one.assert_gone();
-    let done = two.exec("deploy/cart", &ASK);
-    assert_eq!((done.code, done.stdout.as_str()), (0, "hello\n"), "{}", done.stderr);
-}
-
-#[test]
-fn down_cleans_up_after_a_supervisor_that_was_killed() {
-    let Some(lab) = TestLab::new() else { return };
-    lab.up(CART, &["--nodes", "1"]);
-    let supervisor = Pid::from_raw(lab.number("supervisor.pid"));
-    kill(supervisor, Signal::SIGKILL).expect("killing the supervisor");
-    until("what it started has died with it", || lab.processes() == 0);
-    assert!(!lab.namespaces().is_empty());
-    assert_eq!(lab.run("down", &[]).code, 0);
-    lab.assert_gone();
-}
-
-#[test]
 fn an_agent_that_was_killed_is_started_again_and_traffic_goes_on_meanwhile() {
     let Some(lab) = TestLab::new() else { return };
     lab.up(CART, &["--nodes", "1"]);
-    let agent = lab.number("nodes/node-1/agent.pid");
-    kill(Pid::from_raw(agent), Signal::SIGKILL).expect("killing the agent");
+    let agent = lab.kill_agent("node-1");
     let done = lab.exec("deploy/cart", &ASK);
     assert_eq!((done.code, done.stdout.as_str()), (0, "hello\n"), "{}", done.stderr);
-    until("the agent runs again", || lab.number("nodes/node-1/agent.pid") != agent);
+    lab.await_agent_after("node-1", agent);
 }
 
 #[test]
@@ -121,14 +76,4 @@ spec: {containers: [{name: a, image: x}]}
         log().contains("containers `a` and `b` both have containerPort 80") && log().contains("went wrong")
     });
     assert!(!ready("crowded"));
-}
-
-#[test]
-fn the_demo_finds_every_way_right() {
-    let Some(lab) = TestLab::new() else { return };
-    let shop = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/shop.yaml");
-    let done = lab.run("demo", &["-f", shop, "--ip-family", "dual"]);
-    assert_eq!(done.code, 0, "{}\n{}", done.stdout, done.stderr);
-    assert!(done.stdout.contains("All 28 ways answered right."), "{}", done.stdout);
-    lab.assert_gone();
 }
