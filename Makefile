@@ -39,10 +39,9 @@ demo: tools
 build:
 	cargo build --release --package portolan
 
-# The tests of whole labs start the built binary. The real API server is built from Debian's source once
-# and kept; without it its tests say that they were skipped.
+# The real API server is built from Debian's source once and kept; without it its tests say that they were
+# skipped.
 test: test-tools
-	cargo build --workspace --bins
 	cargo xtask kube-apiserver || echo "tests with a real API server will be skipped" >&2
 	cargo xtask test
 

@@ -190,7 +190,7 @@ fn calls_that_go_wrong_leave_nothing() {
 
     let sandbox = Sandbox::new(&lab, "taken");
     sandbox.shell("ip link add eth0 type bridge");
-    let told = assert_refused(&runtime.on("ADD", &sandbox, &nothing), 5);
+    let told = assert_refused(&runtime.on("ADD", &sandbox, &nothing), 103);
     assert!(told.contains("eth0"), "{told}");
     assert_eq!(held(&lab), before);
     runtime.delete(&sandbox);
@@ -202,7 +202,7 @@ fn calls_that_go_wrong_leave_nothing() {
     runtime.delete(&gone);
     runtime.delete(&gone);
     assert_eq!(held(&lab), before);
-    let told = assert_refused(&runtime.on("ADD", &gone, &nothing), 5);
+    let told = assert_refused(&runtime.on("ADD", &gone, &nothing), 4);
     assert!(told.contains(&gone.0), "{told}");
     assert_eq!(held(&lab), before);
 

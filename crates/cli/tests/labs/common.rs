@@ -181,7 +181,8 @@ impl TestLab {
 
     /// How many processes were started for the lab.
     pub(crate) fn processes(&self) -> usize {
-        let own = self.directory().display().to_string();
+        // With the slash: the next lab's name may begin with this one's.
+        let own = format!("{}/", self.directory().display());
         let named = format!("\0{}\0", self.name);
         let Ok(entries) = std::fs::read_dir("/proc") else { return 0 };
         let commands = entries.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path().join("cmdline")).ok());
@@ -205,6 +206,17 @@ impl TestLab {
     /// Kills a node's agent.
     pub(crate) fn kill_agent(&self, node: &str) -> i32 {
         self.kill(&format!("nodes/{node}/agent.pid"))
+    }
+
+    /// Kills the supervisor, and waits until everything that it started has died with it.
+    pub(crate) fn crash(&self) {
+        self.kill("supervisor.pid");
+        until("what it started has died with it", || self.processes() == 0);
+        // A process that ends has no command line any more when its sockets are still open.
+        let nodes = std::fs::read_dir(self.directory().join("nodes")).expect("nodes");
+        for node in nodes.map(|node| node.expect("a node").path()) {
+            until("its agent answers no more", || UnixStream::connect(node.join("agent.sock")).is_err());
+        }
     }
 
     /// Waits until a node has another agent than this process, which is ready.

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::process::Command;
 
-use crate::common::{CART, Done, PROGRAM, TestLab, has};
+use crate::common::{ASK, CART, Done, PROGRAM, TestLab, has};
 
 /// Runs the binary under `setpriv`; brings a lab up that cannot come up; returns what was said.
 fn refused_with(lab: &TestLab, privileges: &[&str]) -> Option<String> {
@@ -97,4 +97,40 @@ fn a_second_agent_on_a_node_ends_before_it_touches_anything() {
     let done = lab.portolan(&["agent", "--config", &wrong]);
     assert_eq!(done.code, 2, "{}", done.stderr);
     assert!(done.stderr.contains("servicePrefixes: 10.42.9.0/24 overlaps the pods' 10.42.0.0/16"), "{}", done.stderr);
+}
+
+#[test]
+fn an_object_that_cannot_be_served_is_refused_and_the_rest_goes_on() {
+    let Some(lab) = TestLab::new() else { return };
+    if !has("kubectl", "kubernetes-client") {
+        return;
+    }
+    lab.up(CART, &["--nodes", "2"]);
+    let fine = lab.ask("doctor", &[]);
+    assert_eq!((fine.code, fine.stdout.as_str()), (0, "no problems on 2 nodes\n"), "{}", fine.stderr);
+    // Its pods would be those of node-1.
+    let node = "
+apiVersion: v1
+kind: Node
+metadata: {name: twin}
+spec: {podCIDR: 10.42.0.0/25, podCIDRs: [10.42.0.0/25]}
+";
+    let refused = lab.kubectl(&["create", "-f", "-"], node);
+    assert_eq!(refused.code, 1, "{}", refused.stdout);
+    assert!(refused.stderr.contains("spec.podCIDRs[0]") && refused.stderr.contains("node-1"), "{}", refused.stderr);
+    let slice = "
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: cart-typo, labels: {kubernetes.io/service-name: cart}}
+addressType: IPv4
+ports: [{name: tcp, port: 7070}]
+endpoints: [{addresses: [127.0.0.1]}]
+";
+    let made = lab.kubectl(&["create", "--validate=false", "-f", "-"], slice);
+    assert_eq!(made.code, 1, "{}", made.stdout);
+    assert!(made.stderr.contains("endpoints[0].addresses[0]: Invalid value: \"127.0.0.1\""), "{}", made.stderr);
+    assert_eq!(lab.ask("doctor", &[]).code, 0);
+    let done = lab.exec("deploy/cart", &ASK);
+    assert_eq!((done.code, done.stdout.as_str()), (0, "hello\n"), "{}", done.stderr);
+    lab.assert_as_planned();
 }

@@ -50,6 +50,12 @@ fn create(cluster: &Cluster, object: &Value) {
     kubectl(cluster, &["create", "--validate=false", "-f", "-"], object);
 }
 
+fn with_kind(version: &str, kind: &str, mut object: Value) -> Value {
+    object["apiVersion"] = json!(version);
+    object["kind"] = json!(kind);
+    object
+}
+
 fn pod(name: &str, node: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "cart"}},
@@ -85,6 +91,15 @@ fn nodes_follow_a_real_server() {
         until("the agent is ready", || lab.is_agent_ready(node));
     }
     let (one, two) = answers_on_both_nodes(&lab, &cluster);
+
+    // A node whose pods would be another's has no routes, and is named.
+    let twin = json!({"metadata": {"name": "twin"}, "spec": {"podCIDR": "10.42.2.0/25", "podCIDRs": ["10.42.2.0/25"]}});
+    create(&cluster, &with_kind("v1", "Node", twin));
+    until("the overlap is told", || lab.ask("doctor", &[]).stdout.contains("Node twin: "));
+    let text = lab.ask("doctor", &[]).stdout;
+    assert!(text.contains("10.42.2.0/25") && text.contains("node-2"), "{text}");
+    kubectl(&cluster, &["delete", "node", "twin"], &Value::Null);
+    until("the overlap is gone", || lab.ask("doctor", &[]).code == 0);
 
     // While the server is away, everything stays; when it is back, changes come through again.
     let before = lab.shell("node-1", "nft list ruleset; ip route; bridge fdb show dev flannel.1");

@@ -120,8 +120,7 @@ fn a_container_of_podman_reaches_the_pods_of_the_cluster() {
     lab.assert_as_planned();
 
     // What the agent refuses, podman shows as it was said.
-    lab.kill("supervisor.pid");
-    crate::common::until("the agent has ended", || lab.processes() == 0);
+    lab.crash();
     let refused = podman.start("three");
     assert_ne!(refused.code, 0, "{}", refused.stdout);
     assert!(refused.stderr.contains("the portolan agent does not answer"), "{}", refused.stderr);

@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::common::{CART, Done, PROGRAM, TestLab, has, until, within_time};
+use crate::common::{CART, Done, PROGRAM, TestLab, has, within_time};
 use crate::traffic::{Kind, Stream};
 
-/// How long a repair may take: far less than the 90 s after which the kernel is read anyway.
-const REPAIR_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long a repair may take: far less than the 90 s after which the kernel is read anyway. It takes
+/// some milliseconds, but the machine that runs the tests may be very busy.
+const REPAIR_TIME_MAX: Duration = Duration::from_secs(20);
 
 /// A damage, how it shows in the kernel, and that it is gone again.
 struct Damage {
@@ -59,6 +60,11 @@ fn damage_by_others_is_mended_at_once() {
             "a down interface",
             format!("ip link set {veth} down"),
             format!("ip -o link show {veth} | grep -o 'state UP'"),
+        ),
+        damage(
+            "a pod's interface",
+            format!("ip link del {veth}"),
+            format!("ip -o link show {veth} | grep -o 'master cni0'"),
         ),
         damage(
             "the bridge's addresses",
@@ -155,8 +161,7 @@ fn what_others_own_survives_a_restart_and_clean_removes_only_what_is_ours() {
     assert!(refused.stderr.contains("agent.sock"), "{}", refused.stderr);
 
     // The agents end with the supervisor, and are not started again.
-    lab.kill("supervisor.pid");
-    until("the agents have ended", || lab.processes() == 0);
+    lab.crash();
     let cleaned = clean();
     assert_eq!(cleaned.code, 0, "{}{}", cleaned.stdout, cleaned.stderr);
     assert!(cleaned.stdout.contains("flannel.1"), "{}", cleaned.stdout);

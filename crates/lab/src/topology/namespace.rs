@@ -121,7 +121,7 @@ pub(crate) fn release(layout: &Layout, name: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     remove(name)?;
-    fs::remove_file(&claim).with_context(|| format!("removing {}", claim.display()))
+    crate::down::gone(fs::remove_file(&claim)).with_context(|| format!("removing {}", claim.display()))
 }
 
 /// Runs something in a thread that is in a namespace.
