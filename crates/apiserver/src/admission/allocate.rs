@@ -1,12 +1,12 @@
 //! Which address, port or prefix an object gets.
 //!
-//! Allocation is deterministic and has no memory: what is taken is what the other objects hold.
+//! Allocation is deterministic and has no memory of its own: what is taken is what the other objects hold.
 //! ClusterIPs are the lowest free address, beginning with the second: the first is left to the API
 //! server's own Service, as in Kubernetes. NodePorts begin at a place that the Service's name and port
 //! give, so that a port which just became free is rarely given to another Service at once, and go on
 //! to the next free one. podCIDRs are the lowest free subnet.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
@@ -17,54 +17,109 @@ use sha2::{Digest, Sha256};
 use super::{NodePrefixLengths, Objects};
 use crate::fields::{at, items, name, namespace, number, text, texts};
 
-/// The addresses and node ports that Services hold, each with its holder.
-#[derive(Debug, Default)]
-pub(super) struct Taken {
-    addresses: HashMap<IpAddr, String>,
-    ports: HashMap<(u16, String), String>,
+/// Namespace and name of a Service.
+type Holder = (String, String);
+
+/// Which Service holds which address and node port: an index of all Services, kept as they change.
+///
+/// Two Services may hold one thing, if they came from elsewhere; each lets go for itself.
+#[derive(Debug, Clone, Default)]
+pub struct Holders {
+    addresses: BTreeMap<IpAddr, BTreeSet<Holder>>,
+    ports: BTreeMap<(u16, String), BTreeSet<Holder>>,
 }
 
-impl Taken {
-    /// What all Services but one hold.
-    pub(super) fn by_others(services: &Objects, own: (&str, &str)) -> Taken {
-        let mut taken = Taken::default();
-        for service in services.values().filter(|service| (namespace(service), name(service)) != own) {
-            let holder = || format!("{}/{}", namespace(service), name(service));
-            for address in service_addresses(service) {
-                taken.addresses.insert(address, holder());
-            }
-            for port in items(service, "spec.ports") {
-                if let Some(node_port) = number(port, "nodePort").and_then(|port| u16::try_from(port).ok()) {
-                    taken.ports.insert((node_port, protocol(port).to_owned()), holder());
-                }
-            }
-            let health_port = number(service, "spec.healthCheckNodePort").and_then(|port| u16::try_from(port).ok());
-            if let Some(port) = health_port.filter(|port| *port > 0) {
-                taken.ports.insert((port, "TCP".into()), holder());
-            }
+impl Holders {
+    /// The index of some Services.
+    pub fn of<'a>(services: impl IntoIterator<Item = &'a Value>) -> Holders {
+        let mut holders = Holders::default();
+        for service in services {
+            holders.add(service);
         }
-        taken
+        holders
+    }
+
+    /// A Service is there, and holds what it says.
+    pub fn add(&mut self, service: &Value) {
+        let holder = || (namespace(service).to_owned(), name(service).to_owned());
+        for address in service_addresses(service) {
+            self.addresses.entry(address).or_default().insert(holder());
+        }
+        for port in service_ports(service) {
+            self.ports.entry(port).or_default().insert(holder());
+        }
+    }
+
+    /// A Service is gone, or about to be another.
+    pub fn remove(&mut self, service: &Value) {
+        let holder = (namespace(service).to_owned(), name(service).to_owned());
+        for address in service_addresses(service) {
+            let_go(&mut self.addresses, &address, &holder);
+        }
+        for port in service_ports(service) {
+            let_go(&mut self.ports, &port, &holder);
+        }
+    }
+}
+
+fn let_go<K: Ord>(held: &mut BTreeMap<K, BTreeSet<Holder>>, key: &K, holder: &Holder) {
+    if let Some(holders) = held.get_mut(key) {
+        holders.remove(holder);
+        if holders.is_empty() {
+            held.remove(key);
+        }
+    }
+}
+
+/// The node ports of a Service, with that of its health check.
+fn service_ports(service: &Value) -> Vec<(u16, String)> {
+    let number_at = |object: &Value, field: &str| number(object, field).and_then(|port| u16::try_from(port).ok());
+    let ports = items(service, "spec.ports").iter();
+    let ports = ports.filter_map(|port| Some((number_at(port, "nodePort")?, protocol(port).to_owned())));
+    let health = number_at(service, "spec.healthCheckNodePort").filter(|port| *port > 0);
+    ports.chain(health.map(|port| (port, "TCP".to_owned()))).collect()
+}
+
+/// What all Services but one hold, and what that one was given meanwhile.
+#[derive(Debug)]
+pub(super) struct Taken<'a> {
+    holders: &'a Holders,
+    own: Holder,
+    ports: BTreeMap<(u16, String), String>,
+}
+
+impl<'a> Taken<'a> {
+    /// What all Services but one hold.
+    pub(super) fn by_others(holders: &'a Holders, own: (&str, &str)) -> Taken<'a> {
+        Taken { holders, own: (own.0.to_owned(), own.1.to_owned()), ports: BTreeMap::new() }
+    }
+
+    fn other(&self, holders: &BTreeSet<Holder>) -> Option<String> {
+        holders.iter().find(|holder| **holder != self.own).map(|(namespace, name)| format!("{namespace}/{name}"))
     }
 
     /// Who holds an address.
-    pub(super) fn address_holder(&self, address: &IpAddr) -> Option<&str> {
-        self.addresses.get(address).map(String::as_str)
+    pub(super) fn address_holder(&self, address: &IpAddr) -> Option<String> {
+        self.holders.addresses.get(address).and_then(|holders| self.other(holders))
     }
 
     /// Who holds a node port.
-    pub(super) fn port_holder(&self, port: u16, protocol: &str) -> Option<&str> {
-        self.ports.get(&(port, protocol.to_owned())).map(String::as_str)
+    pub(super) fn port_holder(&self, port: u16, protocol: &str) -> Option<String> {
+        let key = (port, protocol.to_owned());
+        self.ports.get(&key).cloned().or_else(|| self.holders.ports.get(&key).and_then(|holders| self.other(holders)))
     }
 
     pub(super) fn take_port(&mut self, port: u16, protocol: &str, holder: &str) {
         self.ports.insert((port, protocol.to_owned()), holder.to_owned());
     }
 
-    /// The lowest free address of a prefix.
+    /// The lowest free address of a prefix: the first gap in those that are held, which are sorted.
     pub(super) fn free_address(&self, prefix: &IpNet) -> Option<IpAddr> {
-        // As many candidates as there are holders, and one more, always hold a free one.
-        let candidates = self.addresses.len() + 2;
-        hosts(prefix).take(candidates).find(|address| !self.addresses.contains_key(address))
+        let mut held = self.holders.addresses.range(prefix.network()..).peekable();
+        hosts(prefix).find(|address| {
+            while held.next_if(|(other, _)| *other < address).is_some() {}
+            held.peek().is_none_or(|(other, holders)| *other != address || self.other(holders).is_none())
+        })
     }
 
     /// A free node port; the search begins where the seed says.

@@ -28,8 +28,8 @@ use serde_json::Value;
 
 use crate::fields::{at, items, name, text};
 
-pub use allocate::node_prefixes;
 pub(crate) use allocate::overlaps;
+pub use allocate::{Holders, node_prefixes};
 pub use names::{is_dns_label, is_dns_subdomain, is_label_key, is_label_value};
 
 /// Objects of one kind by namespace (empty for cluster-scoped ones) and name.
@@ -61,8 +61,8 @@ impl Default for NodePrefixLengths {
 /// What admission needs to know about the rest of the cluster.
 #[derive(Debug, Clone)]
 pub struct ClusterView<'a> {
-    /// All Services.
-    pub services: &'a Objects,
+    /// What the Services hold.
+    pub holders: &'a Holders,
     /// All Nodes.
     pub nodes: &'a Objects,
     /// The ranges of ClusterIPs; the family of the first is the default one.

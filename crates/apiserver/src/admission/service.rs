@@ -45,7 +45,8 @@ pub(super) fn admit(old: Option<&Value>, new: &mut Value, cluster: &ClusterView<
         set_default(new, "spec.allocateLoadBalancerNodePorts", true);
     }
     set_default(new, "status.loadBalancer", json!({}));
-    let mut taken = Taken::by_others(cluster.services, (namespace(new), name(new)));
+    let own = (namespace(new), name(new));
+    let mut taken = Taken::by_others(cluster.holders, own);
     addresses(old, new, cluster, &taken, causes);
     if is_external {
         node_ports(old, new, cluster, &mut taken, causes);
@@ -125,7 +126,7 @@ fn prefix_of<'a>(cluster: &ClusterView<'a>, family: &str) -> Option<&'a IpNet> {
 }
 
 /// Decides the families (KEP-563) and gives each an address.
-fn addresses(old: Option<&Value>, new: &mut Value, cluster: &ClusterView<'_>, taken: &Taken, causes: &mut Causes) {
+fn addresses(old: Option<&Value>, new: &mut Value, cluster: &ClusterView<'_>, taken: &Taken<'_>, causes: &mut Causes) {
     let old = old.filter(|old| text(old, "spec.type") != "ExternalName");
     if let Some(old) = old {
         // A client that sends back an object without what was filled in keeps it.
@@ -272,7 +273,13 @@ fn families(
     families
 }
 
-fn node_ports(old: Option<&Value>, new: &mut Value, cluster: &ClusterView<'_>, taken: &mut Taken, causes: &mut Causes) {
+fn node_ports(
+    old: Option<&Value>,
+    new: &mut Value,
+    cluster: &ClusterView<'_>,
+    taken: &mut Taken<'_>,
+    causes: &mut Causes,
+) {
     if text(new, "spec.clusterIP") == "None" {
         causes.invalid("spec.clusterIP", &json!("None"), "may not be None for NodePort and LoadBalancer services");
     }

@@ -28,8 +28,9 @@ impl Cluster {
     }
 
     fn admit(&self, kind: &str, old: Option<&Value>, mut new: Value) -> Result<Value, Vec<Cause>> {
+        let holders = Holders::of(self.services.values());
         let view = ClusterView {
-            services: &self.services,
+            holders: &holders,
             nodes: &self.nodes,
             service_prefixes: &self.service_prefixes,
             node_port_range: self.ports.clone(),

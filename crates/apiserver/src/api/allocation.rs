@@ -10,7 +10,7 @@ use futures::FutureExt;
 use portolan_store::{EventKind, KeyRange, KeyValue, RangeRequest, Store, WatchMessage, WatchRequest, Watcher};
 
 use super::decode;
-use crate::admission::Objects;
+use crate::admission::{Holders, Objects};
 use crate::fields::{name, namespace};
 use crate::resources::{Resource, Resources};
 use crate::status::ApiError;
@@ -25,6 +25,8 @@ pub(super) struct Allocation {
 #[derive(Default)]
 struct Cached {
     objects: Objects,
+    /// What they hold, where they are Services.
+    holders: Holders,
     watcher: Option<Watcher>,
 }
 
@@ -43,8 +45,8 @@ impl Allocation {
         Ok(())
     }
 
-    pub(super) fn services(&self) -> &Objects {
-        &self.services.objects
+    pub(super) fn holders(&self) -> &Holders {
+        &self.services.holders
     }
 
     pub(super) fn nodes(&self) -> &Objects {
@@ -73,6 +75,7 @@ impl Cached {
         let range = KeyRange::prefix(resource.prefix());
         let read = store.range(RangeRequest::new(range.clone())).await?;
         self.objects.clear();
+        self.holders = Holders::default();
         for item in &read.items {
             self.put(resource, item)?;
         }
@@ -82,13 +85,23 @@ impl Cached {
 
     fn put(&mut self, resource: &Resource, item: &KeyValue) -> Result<(), ApiError> {
         let object = decode(resource, "v1", item)?;
-        self.objects.insert((namespace(&object).to_owned(), name(&object).to_owned()), object);
+        let key = (namespace(&object).to_owned(), name(&object).to_owned());
+        if resource.is("", "Service") {
+            if let Some(old) = self.objects.get(&key) {
+                self.holders.remove(old);
+            }
+            self.holders.add(&object);
+        }
+        self.objects.insert(key, object);
         Ok(())
     }
 
     fn remove(&mut self, resource: &Resource, item: &KeyValue) -> Result<(), ApiError> {
         let object = decode(resource, "v1", item)?;
-        self.objects.remove(&(namespace(&object).to_owned(), name(&object).to_owned()));
+        let key = (namespace(&object).to_owned(), name(&object).to_owned());
+        if let Some(old) = self.objects.remove(&key) {
+            self.holders.remove(&old);
+        }
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::MutexGuard;
 
 use super::allocation::Allocation;
 use super::{Api, Place, encode, now_seconds, random, stamp};
-use crate::admission::{self, ClusterView, Objects};
+use crate::admission::{self, ClusterView, Holders, Objects};
 use crate::fields::{at, format_time, is_terminating, items, number, remove, set, suffix, text};
 use crate::limits::{CONFLICT_RETRIES_MAX, NAME_RETRIES_MAX};
 use crate::patch::record_update;
@@ -193,7 +193,7 @@ impl Api {
         old: Option<&Value>,
         object: &mut Value,
     ) -> Result<Option<MutexGuard<'_, Allocation>>, ApiError> {
-        let nothing = Objects::new();
+        let (nobody, nothing) = (Holders::default(), Objects::new());
         let mut lock = None;
         if Allocation::concerns(&place.resource) {
             let mut allocation = self.allocation.lock().await;
@@ -201,7 +201,7 @@ impl Api {
             lock = Some(allocation);
         }
         let view = ClusterView {
-            services: lock.as_ref().map_or(&nothing, |lock| lock.services()),
+            holders: lock.as_ref().map_or(&nobody, |lock| lock.holders()),
             nodes: lock.as_ref().map_or(&nothing, |lock| lock.nodes()),
             service_prefixes: &self.config.service_prefixes,
             node_port_range: self.config.node_port_range.clone(),

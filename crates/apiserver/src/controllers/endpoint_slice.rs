@@ -19,6 +19,9 @@ use crate::selector::LabelSelector;
 /// How many endpoints one slice holds (`--max-endpoints-per-slice` of kube-controller-manager).
 const ENDPOINTS_PER_SLICE_MAX: usize = 100;
 
+/// How many names are tried for a new slice; the next pass tries again.
+const NAME_ATTEMPTS: u32 = 64;
+
 pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(super) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 pub(super) const HEADLESS: &str = "service.kubernetes.io/headless";
@@ -171,7 +174,7 @@ pub(super) fn place(
             && label(slice, MANAGED_BY) == Some(scope.manager)
             && !is_terminating(slice)
     };
-    let existing: Vec<&Value> = view.within("EndpointSlice", namespace(scope.owner)).filter(is_ours).collect();
+    let existing: Vec<&Value> = view.slices_of(namespace(scope.owner), name(scope.owner)).filter(is_ours).collect();
     // A Service without endpoints keeps one empty slice of each family: absent is not the same as none.
     for family in families {
         if !wanted.keys().any(|key| key.0 == *family) {
@@ -180,8 +183,7 @@ pub(super) fn place(
             wanted.insert(((*family).to_owned(), canonical(&ports)), (ports, Vec::new()));
         }
     }
-    let mut names: BTreeSet<String> =
-        view.within("EndpointSlice", namespace(scope.owner)).map(|slice| name(slice).to_owned()).collect();
+    let mut names = BTreeSet::new();
     let key_of = |slice: &Value| (text(slice, "addressType").to_owned(), canonical(at(slice, "ports")));
     // A slice whose ports nobody wants any more takes over a list of ports that has no slice yet: a
     // consumer then sees one change, not a moment without endpoints.
@@ -193,12 +195,13 @@ pub(super) fn place(
         {
             slices.push(free.remove(position));
         }
-        fill(scope, (&key.0, &ports), endpoints, &slices, &mut names, actions);
+        fill(view, scope, (&key.0, &ports), endpoints, &slices, &mut names, actions);
     }
     actions.extend(free.into_iter().map(Action::delete));
 }
 
 fn fill(
+    view: &Mirror,
     scope: &Scope<'_>,
     (family, ports): (&str, &Value),
     endpoints: Vec<Value>,
@@ -249,9 +252,12 @@ fn fill(
     for chunk in chunks {
         let first = chunk.first().map_or(&Value::Null, |endpoint| at(endpoint, "addresses"));
         let seed = format!("{}/{family}/{}/{first}", uid(scope.owner), canonical(ports));
-        let slice_name = (0..=names.len())
+        let is_free = |candidate: &String| {
+            !names.contains(candidate) && view.get("EndpointSlice", namespace(scope.owner), candidate).is_none()
+        };
+        let slice_name = (0..NAME_ATTEMPTS)
             .map(|try_number| generated_name(name(scope.owner), &suffix(&format!("{seed}/{try_number}"), 5)))
-            .find(|candidate| !names.contains(candidate));
+            .find(is_free);
         let Some(slice_name) = slice_name else { continue };
         names.insert(slice_name.clone());
         actions.push(Action::Create(json!({

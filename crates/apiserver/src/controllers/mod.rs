@@ -30,7 +30,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::admission::{NodePrefixLengths, Objects};
-use crate::fields::{condition, format_time, name, namespace, set, text, uid};
+use crate::fields::{condition, format_time, label, name, namespace, set, text, uid};
 use crate::resources::table_name;
 
 /// The objects of all kinds as the controllers see them.
@@ -42,27 +42,54 @@ pub struct Mirror {
     pub objects: BTreeMap<String, Objects>,
     /// The kinds with changes that no pass has seen.
     pub dirty: BTreeSet<String>,
+    /// The names of the slices with the label of a Service: an index.
+    slices: BTreeMap<(String, String), BTreeSet<String>>,
 }
 
 impl Mirror {
     /// An empty mirror that knows some kinds.
     pub fn new(kinds: impl IntoIterator<Item = impl Into<String>>) -> Mirror {
         let objects: BTreeMap<String, Objects> = kinds.into_iter().map(|kind| (kind.into(), Objects::new())).collect();
-        Mirror { dirty: objects.keys().cloned().collect(), objects }
+        Mirror { dirty: objects.keys().cloned().collect(), objects, slices: BTreeMap::new() }
     }
 
     /// Puts an object in the place of its older self. The kind is the object's own.
     pub fn upsert(&mut self, object: Value) {
         let kind = table_name(&object);
         let key = (namespace(&object).to_owned(), name(&object).to_owned());
-        self.objects.entry(kind.clone()).or_default().insert(key, object);
+        let service = service_of(&object).map(str::to_owned);
+        let old = self.objects.entry(kind.clone()).or_default().insert(key.clone(), object);
+        if let Some(old) = old {
+            self.unlink(&old);
+        }
+        if let Some(service) = service {
+            self.slices.entry((key.0, service)).or_default().insert(key.1);
+        }
         self.dirty.insert(kind);
+    }
+
+    fn unlink(&mut self, slice: &Value) {
+        let Some(service) = service_of(slice) else { return };
+        let key = (namespace(slice).to_owned(), service.to_owned());
+        if let Some(names) = self.slices.get_mut(&key) {
+            names.remove(name(slice));
+            if names.is_empty() {
+                self.slices.remove(&key);
+            }
+        }
+    }
+
+    /// The EndpointSlices with the label of a Service.
+    pub fn slices_of<'a>(&'a self, namespace: &'a str, service: &str) -> impl Iterator<Item = &'a Value> {
+        let names = self.slices.get(&(namespace.to_owned(), service.to_owned())).into_iter().flatten();
+        names.filter_map(move |name| self.get("EndpointSlice", namespace, name))
     }
 
     /// Takes an object out.
     pub fn remove(&mut self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
         let removed = self.objects.get_mut(kind)?.remove(&(namespace.to_owned(), name.to_owned()));
-        if removed.is_some() {
+        if let Some(removed) = &removed {
+            self.unlink(removed);
             self.dirty.insert(kind.to_owned());
         }
         removed
@@ -97,6 +124,11 @@ impl Mirror {
     fn is_dirty(&self, kinds: &[&str]) -> bool {
         kinds.iter().any(|kind| self.dirty.contains(*kind))
     }
+}
+
+/// The Service that an EndpointSlice says it belongs to.
+fn service_of(object: &Value) -> Option<&str> {
+    (table_name(object) == "EndpointSlice").then(|| label(object, endpoint_slice::SERVICE_NAME)).flatten()
 }
 
 /// A write that a controller asks for. `Update` and `UpdateStatus` carry the resource version that
