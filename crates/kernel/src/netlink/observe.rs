@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use nix::errno::Errno;
 use portolan_net::{IpNet, MacAddress, Origin, Vni};
 use portolan_program::layout::{LINK_ALIAS_PREFIX, ROUTE_PROTOCOL};
 use portolan_program::netlink::{
@@ -275,8 +276,12 @@ pub(super) fn address(message: &OwnedMessage) -> Option<ReadAddress> {
 }
 
 pub(super) fn routes(socket: &mut Socket, family: u8) -> Result<Vec<ReadRoute>, KernelError> {
-    let messages = socket.dump(wire::dump_routes(family))?;
-    Ok(messages.iter().filter_map(route).collect())
+    match socket.dump(wire::dump_routes(family)) {
+        Ok(messages) => Ok(messages.iter().filter_map(route).collect()),
+        // The kernel makes the main table of a namespace with its first route.
+        Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
 }
 
 fn route(message: &OwnedMessage) -> Option<ReadRoute> {
