@@ -14,5 +14,5 @@ pub use address::{Family, InvalidMacAddress, InvalidPort, MacAddress, Port, Prot
 pub use frame::{Frame, FrameError, parse_ethernet, parse_ip};
 pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use name::{NodeName, ObjectKey};
-pub use origin::{ObjectKind, Origin};
+pub use origin::{Cause, ObjectKind, Origin};
 pub use packet::Packet;

@@ -4,6 +4,7 @@
 //! and metrics name it, so that a person is led from any rule back to what they wrote.
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -44,8 +45,16 @@ impl fmt::Display for ObjectKind {
 }
 
 /// The object, and where it helps the field of it, that caused an item.
+///
+/// One cause has many items: a slice of 100 endpoints is named by 100 backends, and by as many elements of
+/// a map. So an origin is a pointer, and a copy of it costs eight bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Origin {
+#[serde(transparent)]
+pub struct Origin(Arc<Cause>);
+
+/// What an [`Origin`] says.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Cause {
     /// The kind of the object.
     pub kind: ObjectKind,
     /// Which one.
@@ -54,20 +63,28 @@ pub struct Origin {
     pub field: Option<Arc<str>>,
 }
 
+impl Deref for Origin {
+    type Target = Cause;
+
+    fn deref(&self) -> &Cause {
+        &self.0
+    }
+}
+
 impl Origin {
     /// An object as a whole.
     pub fn object(kind: ObjectKind, key: ObjectKey) -> Origin {
-        Origin { kind, key, field: None }
+        Origin(Arc::new(Cause { kind, key, field: None }))
     }
 
     /// One field of an object.
     pub fn field(kind: ObjectKind, key: ObjectKey, field: impl Into<Arc<str>>) -> Origin {
-        Origin { kind, key, field: Some(field.into()) }
+        Origin(Arc::new(Cause { kind, key, field: Some(field.into()) }))
     }
 
     /// A field of the agent's configuration.
     pub fn configuration(field: &str) -> Origin {
-        Origin { kind: ObjectKind::Configuration, key: ObjectKey::cluster(field), field: None }
+        Origin::object(ObjectKind::Configuration, ObjectKey::cluster(field))
     }
 }
 

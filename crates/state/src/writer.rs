@@ -57,7 +57,7 @@ impl Writer {
                 // A slice may move to another Service: both have other endpoints then.
                 self.unlink_slice(&slice.key);
                 let current = &mut self.current;
-                current.slices_by_service.entry(slice.service.clone()).or_default().insert(slice.key.clone());
+                current.slices_by_service.insert((slice.service.clone(), slice.key.clone()));
                 self.dirty.services.insert(slice.service.clone());
                 current.endpoint_slices.insert(slice.key.clone(), Arc::new(slice));
                 true
@@ -130,12 +130,7 @@ impl Writer {
 
     fn unlink_slice(&mut self, key: &ObjectKey) -> bool {
         let Some(old) = self.current.endpoint_slices.remove(key) else { return false };
-        if let Some(slices) = self.current.slices_by_service.get_mut(&old.service) {
-            slices.remove(key);
-            if slices.is_empty() {
-                self.current.slices_by_service.remove(&old.service);
-            }
-        }
+        self.current.slices_by_service.remove(&(old.service.clone(), key.clone()));
         self.dirty.services.insert(old.service.clone());
         true
     }

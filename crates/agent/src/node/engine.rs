@@ -29,6 +29,12 @@ use crate::metrics::Metrics;
 /// only, so the data plane does not wait for them.
 const NEEDED: &[ObjectKind] = &[ObjectKind::Node, ObjectKind::Service, ObjectKind::EndpointSlice];
 
+/// How many frontends are compiled at a time where nobody asks for each one's changes.
+const FRONTENDS_PER_STEP: usize = 256;
+
+/// How many nftables changes are in memory at a time: as many as the kernel gets in one transaction.
+const CHANGES_PER_STEP: usize = 20_000;
+
 /// What came of a cycle.
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -352,12 +358,7 @@ impl<P: KernelPort> Engine<P> {
         let is_tables_read = tables.is_some();
         let Some(compiled) = &mut self.compiled else { return Ok(outcome) };
         compiled.compile_netlink(&self.snapshot);
-        let updates = compiled.services.update(&self.snapshot, &dirty);
-        let mut table_changes = compiled.nftables.update_services(&updates);
-        table_changes.extend(compiled.nftables.set_masquerade(&masquerade::compile(&self.snapshot, &compiled.view)));
-        if let Some(tables) = tables {
-            table_changes = nftables::diff(compiled.nftables.program(), &tables);
-        }
+        let table_changes = compiled.compile_nftables(&self.snapshot, &dirty, is_tables_read);
         let changes = netlink::diff(&compiled.wanted, &observed.ours, &self.others);
         // What is read now is known now, and what is refused is refused anew.
         self.stale = Rooms::NONE;
@@ -367,8 +368,13 @@ impl<P: KernelPort> Engine<P> {
             self.failed.nftables = false;
             self.refusals.forget_nftables();
         }
+        // A copy of a program shares all that is large.
+        let wanted = is_tables_read.then(|| compiled.nftables.program().clone());
         self.apply_netlink(&changes, &mut outcome);
-        self.apply_nftables(&table_changes, &mut outcome);
+        match (wanted, tables) {
+            (Some(wanted), Some(observed)) => self.apply_difference(&wanted, &observed, &mut outcome),
+            _ => self.apply_nftables(&table_changes, &mut outcome),
+        }
         Ok(outcome)
     }
 
@@ -387,6 +393,20 @@ impl<P: KernelPort> Engine<P> {
                 outcome.failed_pods.insert(pod.key.clone(), error);
             }
         }
+    }
+
+    /// Applies what differs, a part at a time where it is a whole cluster's. Changes that fit one part are
+    /// applied together, so that they are one transaction.
+    fn apply_difference(&mut self, wanted: &nftables::Program, observed: &nftables::Program, outcome: &mut Outcome) {
+        let mut part = Vec::new();
+        nftables::diff_each(wanted, observed, |change| {
+            part.push(change);
+            if part.len() == CHANGES_PER_STEP {
+                self.apply_nftables(&part, outcome);
+                part.clear();
+            }
+        });
+        self.apply_nftables(&part, outcome);
     }
 
     fn apply_nftables(&mut self, changes: &[nftables::Change], outcome: &mut Outcome) {
@@ -484,6 +504,22 @@ impl Compiled {
         let want = netlink::Program { pods: netlink::compile_pods(&wiring, &self.view), ..netlink::Program::default() };
         self.wanted.pods.extend(want.pods.iter().map(|(key, pod)| (key.clone(), pod.clone())));
         netlink::diff(&want, &is, &Surroundings::default())
+    }
+
+    /// Follows the tables. Where the kernel is compared as a whole, nobody wants each change.
+    fn compile_nftables(&mut self, snapshot: &Snapshot, dirty: &Dirty, is_compared: bool) -> Vec<nftables::Change> {
+        let masquerade = masquerade::compile(snapshot, &self.view);
+        let updates = self.services.update(snapshot, dirty);
+        if is_compared {
+            for part in updates.chunks(FRONTENDS_PER_STEP) {
+                self.nftables.update_services(part);
+            }
+            self.nftables.set_masquerade(&masquerade);
+            return Vec::new();
+        }
+        let mut changes = self.nftables.update_services(&updates);
+        changes.extend(self.nftables.set_masquerade(&masquerade));
+        changes
     }
 }
 

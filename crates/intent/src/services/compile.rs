@@ -15,10 +15,11 @@ use super::{Backend, Frontend, FrontendKey, FrontendKind, FrontendUpdate, Masque
 #[derive(Debug)]
 pub struct ServicesCompiler {
     node: NodeName,
-    /// What each Service wants.
-    wanted: BTreeMap<ObjectKey, BTreeMap<FrontendKey, Arc<Frontend>>>,
-    /// Who wants each frontend. The first holds it.
-    claims: BTreeMap<FrontendKey, BTreeSet<ObjectKey>>,
+    /// What each Service wants, sorted. Lists, since nearly all have one entry: a tree of one takes as much
+    /// memory as a tree of eleven.
+    wanted: BTreeMap<ObjectKey, Box<[(FrontendKey, Arc<Frontend>)]>>,
+    /// Who wants each frontend, sorted. The first holds it.
+    claims: BTreeMap<FrontendKey, Vec<ObjectKey>>,
     intent: ServicesIntent,
 }
 
@@ -73,9 +74,9 @@ impl ServicesCompiler {
         touched: &mut BTreeSet<FrontendKey>,
     ) {
         let old = self.wanted.remove(service).unwrap_or_default();
-        for key in old.keys().filter(|key| !new.contains_key(key)) {
+        for (key, _) in old.iter().filter(|(key, _)| !new.contains_key(key)) {
             if let Some(claimants) = self.claims.get_mut(key) {
-                claimants.remove(service);
+                claimants.retain(|claimant| claimant != service);
                 if claimants.is_empty() {
                     self.claims.remove(key);
                 }
@@ -83,25 +84,35 @@ impl ServicesCompiler {
             touched.insert(*key);
         }
         for (key, frontend) in &new {
-            if old.get(key) != Some(frontend) {
-                self.claims.entry(*key).or_default().insert(service.clone());
+            if find(&old, key) != Some(frontend) {
+                let claimants = self.claims.entry(*key).or_default();
+                if let Err(position) = claimants.binary_search(service) {
+                    claimants.reserve_exact(1);
+                    claimants.insert(position, service.clone());
+                }
                 touched.insert(*key);
             }
         }
         if !new.is_empty() {
-            self.wanted.insert(service.clone(), new);
+            self.wanted.insert(service.clone(), new.into_iter().collect());
         }
     }
 
     fn settle(&mut self, key: FrontendKey) -> Option<FrontendUpdate> {
-        let holder = self.claims.get(&key).and_then(BTreeSet::first);
-        let new = holder.and_then(|holder| self.wanted.get(holder)).and_then(|wanted| wanted.get(&key)).cloned();
+        let holder = self.claims.get(&key).and_then(|claimants| claimants.first());
+        let new = holder.and_then(|holder| self.wanted.get(holder)).and_then(|wanted| find(wanted, &key)).cloned();
         let old = match &new {
             Some(frontend) => self.intent.insert(key, frontend.clone()),
             None => self.intent.remove(&key),
         };
         (old != new).then_some(FrontendUpdate { key, old, new })
     }
+}
+
+/// The frontend of a key in a sorted list.
+fn find<'a>(list: &'a [(FrontendKey, Arc<Frontend>)], key: &FrontendKey) -> Option<&'a Arc<Frontend>> {
+    let position = list.binary_search_by_key(key, |(key, _)| *key).ok()?;
+    list.get(position).map(|(_, frontend)| frontend)
 }
 
 fn field_of(key: &FrontendKey) -> &'static str {
@@ -156,6 +167,7 @@ fn backends_of(slices: &[&Arc<EndpointSlice>], port: &ServicePort, family: Famil
     let mut ready = BTreeMap::new();
     let mut draining = BTreeMap::new();
     for slice in slices.iter().filter(|slice| slice.family == family) {
+        let origin = Origin::object(ObjectKind::EndpointSlice, slice.key.clone());
         for number in numbers_of(slice, &port.name, port.protocol) {
             for endpoint in &slice.endpoints {
                 let into = match (endpoint.ready, endpoint.serving && endpoint.terminating) {
@@ -168,7 +180,7 @@ fn backends_of(slices: &[&Arc<EndpointSlice>], port: &ServicePort, family: Famil
                     address: endpoint.address,
                     port: number,
                     local: endpoint.node.as_ref() == Some(node),
-                    origin: Origin::object(ObjectKind::EndpointSlice, slice.key.clone()),
+                    origin: origin.clone(),
                 });
             }
         }

@@ -85,35 +85,50 @@ pub(super) fn handle_of(message: &OwnedMessage) -> Option<u64> {
     message.attributes(HEADER_LENGTH).get(rule::HANDLE)?.u64_be()
 }
 
-/// Reads the elements of a set from a dump. Elements that are not understood make the set unknown.
-pub(super) fn read_elements(family: Family, into: &mut Set, messages: &[OwnedMessage]) {
-    let mut edges = Vec::new();
-    let lists = messages.iter().filter_map(|message| message.attributes(HEADER_LENGTH).get(element::LIST_ELEMENTS));
-    let elements = lists.flat_map(|list| list.nested()).map(|it| it.nested());
-    if into.kind == SetKind::Unknown {
-        return;
+/// The elements of a set, read from a dump as it arrives.
+pub(super) struct ElementReader {
+    family: Family,
+    /// What they are; unknown from the first element on that is not understood.
+    kind: SetKind,
+    edges: Vec<Edge>,
+    read: Vec<(Key, Element)>,
+}
+
+impl ElementReader {
+    pub(super) fn new(family: Family, kind: SetKind) -> ElementReader {
+        ElementReader { family, kind, edges: Vec::new(), read: Vec::new() }
     }
-    let mut read = Vec::new();
-    for attributes in elements {
-        let is_read = if into.kind == SetKind::Prefixes {
-            read_edge(&attributes).map(|edge| edges.push(edge))
-        } else {
-            read_element(family, into.kind, &attributes).map(|found| read.push(found))
-        };
-        if is_read.is_none() {
-            into.kind = SetKind::Unknown;
-            return;
+
+    /// Takes one message of the dump.
+    pub(super) fn take(&mut self, attributes: &Attributes<'_>) {
+        let list = attributes.get(element::LIST_ELEMENTS);
+        for attributes in list.iter().flat_map(|list| list.nested()).map(|it| it.nested()) {
+            let is_read = match self.kind {
+                SetKind::Unknown => return,
+                SetKind::Prefixes => read_edge(&attributes).map(|edge| self.edges.push(edge)),
+                kind => read_element(self.family, kind, &attributes).map(|found| self.read.push(found)),
+            };
+            if is_read.is_none() {
+                self.kind = SetKind::Unknown;
+            }
         }
     }
-    if into.kind == SetKind::Prefixes {
-        match intervals(family, edges) {
-            Some(prefixes) => read = prefixes,
-            None => into.kind = SetKind::Unknown,
+
+    /// Puts them into their set.
+    pub(super) fn finish(mut self, into: &mut Set) {
+        if self.kind == SetKind::Prefixes {
+            match intervals(self.family, self.edges) {
+                Some(prefixes) => self.read = prefixes,
+                None => self.kind = SetKind::Unknown,
+            }
+        }
+        into.kind = self.kind;
+        if self.kind != SetKind::Unknown {
+            // Sorted input makes the tree compact.
+            self.read.sort_unstable_by_key(|(key, _)| *key);
+            into.elements = self.read.into_iter().collect();
         }
     }
-    // Sorted input makes the tree compact.
-    read.sort_unstable_by_key(|(key, _)| *key);
-    into.elements = read.into_iter().collect();
 }
 
 fn value_of(attribute: Option<Attribute<'_>>) -> Option<&[u8]> {
@@ -244,7 +259,9 @@ mod tests {
             let message = OwnedMessage { kind: 0, flags: 0, payload };
             let _ = (read_set(&message), read_chain(&message), read_rule(&message));
             for kind in [SetKind::FrontendSlots, SetKind::Prefixes, SetKind::AddressPairs] {
-                read_elements(Family::V6, &mut Set::empty(kind), std::slice::from_ref(&message));
+                let mut reader = ElementReader::new(Family::V6, kind);
+                reader.take(&message.attributes(HEADER_LENGTH));
+                reader.finish(&mut Set::empty(kind));
             }
         }
 

@@ -7,11 +7,11 @@ use nix::errno::Errno;
 use portolan_net::Family;
 use portolan_program::nftables::{Change, Program, SetKind, TableKey, blank, diff, sort_balancing};
 
-use super::constants::{GET_CHAIN, GET_ELEMENT, GET_RULE, GET_SET, GET_TABLE, element, rule, set};
-use super::decode;
+use super::constants::{GET_CHAIN, GET_ELEMENT, GET_RULE, GET_SET, GET_TABLE, HEADER_LENGTH, element, rule, set};
+use super::decode::{self, ElementReader};
 use super::encode::{Encoded, batch_frame, encode, remove_rule, start};
 use crate::error::KernelError;
-use crate::rawnetlink::{MessageBuilder, OwnedMessage, Protocol, Socket};
+use crate::rawnetlink::{DumpPart, MessageBuilder, OwnedMessage, Protocol, Socket};
 
 /// Changes in one transaction: 20,000 elements are about 2 MiB, of which there are three copies on their
 /// way. A longer list is split. Its phases make every split safe: what is there only misses what is
@@ -186,10 +186,14 @@ impl NftablesRoom {
                 sort_balancing(&mut chain.rules);
             }
             for (name, into) in table.sets.iter_mut().filter(|(_, set)| set.kind != SetKind::Unknown) {
-                let elements = self.dump(GET_ELEMENT, key.family, |it| {
-                    it.put_str(element::LIST_TABLE, key.name.as_str()).put_str(element::LIST_SET, name);
+                let mut builder = start(GET_ELEMENT, 0, key.family);
+                builder.put_str(element::LIST_TABLE, key.name.as_str()).put_str(element::LIST_SET, name);
+                let mut reader = ElementReader::new(key.family, into.kind);
+                self.socket.dump_each(builder.finish(), |part| match part {
+                    DumpPart::Begin => reader = ElementReader::new(key.family, into.kind),
+                    DumpPart::Object(message) => reader.take(&message.attributes(HEADER_LENGTH)),
                 })?;
-                decode::read_elements(key.family, into, &elements);
+                reader.finish(into);
             }
         }
         Ok(program)

@@ -13,7 +13,7 @@ mod socket;
 
 pub use attribute::{Attribute, Attributes};
 pub use message::{Message, MessageBuilder, Messages, OwnedMessage};
-pub use socket::{Protocol, Socket};
+pub use socket::{DumpPart, Protocol, Socket};
 
 /// Every message and attribute starts at a multiple of four bytes (`NLMSG_ALIGNTO`, `NLA_ALIGNTO`).
 const ALIGNMENT: usize = 4;

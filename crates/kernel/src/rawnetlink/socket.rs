@@ -70,6 +70,15 @@ pub struct Socket {
     sent: usize,
 }
 
+/// Part of the answer to a dump.
+#[derive(Debug)]
+pub enum DumpPart<'a> {
+    /// All that came before does not count: the first objects come now.
+    Begin,
+    /// One object.
+    Object(&'a Message<'a>),
+}
+
 impl Socket {
     /// Opens a socket that also hears the multicast groups.
     pub fn open(protocol: Protocol, groups: &[u32]) -> Result<Socket, KernelError> {
@@ -142,11 +151,22 @@ impl Socket {
     /// Asks for all objects of a kind. It is repeated, a bounded number of times, where the kernel says
     /// that the objects changed meanwhile.
     pub fn dump(&mut self, message: Vec<u8>) -> Result<Vec<OwnedMessage>, KernelError> {
+        let mut found = Vec::new();
+        self.dump_each(message, |part| match part {
+            DumpPart::Begin => found.clear(),
+            DumpPart::Object(message) => found.push(message.to_owned()),
+        })?;
+        Ok(found)
+    }
+
+    /// The same, one by one: a long answer is never in memory as a whole.
+    pub fn dump_each(&mut self, message: Vec<u8>, mut visit: impl FnMut(DumpPart<'_>)) -> Result<(), KernelError> {
         let mut message = [message];
         for _ in 0..DUMP_ATTEMPTS_MAX {
+            visit(DumpPart::Begin);
             let base = self.stamp_and_send(&mut message, NLM_F_REQUEST | NLM_F_DUMP)?;
-            if let Some(found) = self.collect_dump(base)? {
-                return Ok(found);
+            if self.receive_dump(base, &mut visit)? {
+                return Ok(());
             }
         }
         Err(KernelError::Unstable(DUMP_ATTEMPTS_MAX))
@@ -209,8 +229,8 @@ impl Socket {
         Ok(Some(messages.map(|message| (message.port, message.to_owned())).collect()))
     }
 
-    fn collect_dump(&mut self, sequence: u32) -> Result<Option<Vec<OwnedMessage>>, KernelError> {
-        let mut found = Vec::new();
+    /// Receives one answer to its end; `false` if the objects changed meanwhile.
+    fn receive_dump(&mut self, sequence: u32, visit: &mut impl FnMut(DumpPart<'_>)) -> Result<bool, KernelError> {
         let mut is_whole = true;
         loop {
             let length = self.receive(0)?.ok_or(KernelError::Malformed("a dump has no end"))?;
@@ -222,11 +242,11 @@ impl Socket {
                 match message.kind {
                     NLMSG_DONE => {
                         read_status(&message, &message.attributes(4))?;
-                        return Ok(is_whole.then_some(found));
+                        return Ok(is_whole);
                     }
                     NLMSG_ERROR => read_error(&message)?,
                     NLMSG_OVERRUN => return Err(KernelError::Overrun),
-                    _ => found.push(message.to_owned()),
+                    _ => visit(DumpPart::Object(&message)),
                 }
             }
         }

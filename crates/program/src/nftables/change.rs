@@ -77,20 +77,46 @@ pub enum Phase {
     Delete,
 }
 
+impl Phase {
+    /// All of them, in their order.
+    pub const ALL: [Phase; 9] = [
+        Phase::Clear,
+        Phase::Create,
+        Phase::Rules,
+        Phase::Fill,
+        Phase::Dispatch,
+        Phase::Hook,
+        Phase::Withdraw,
+        Phase::Empty,
+        Phase::Delete,
+    ];
+
+    /// When elements with keys of this kind are added or replaced.
+    pub(super) fn of_put(key: &Key) -> Phase {
+        if is_dispatch(key) { Phase::Dispatch } else { Phase::Fill }
+    }
+
+    /// When they are removed.
+    pub(super) fn of_removal(key: &Key) -> Phase {
+        match key {
+            // An interval must be gone before one that overlaps it comes.
+            Key::Prefix(_) => Phase::Fill,
+            key if is_dispatch(key) => Phase::Withdraw,
+            _ => Phase::Empty,
+        }
+    }
+}
+
 impl Change {
     /// When it is its turn.
     pub fn phase(&self) -> Phase {
         match self {
             Change::DeleteTable(_) => Phase::Clear,
             Change::CreateTable(_) | Change::CreateSet(..) | Change::CreateChain(..) => Phase::Create,
-            Change::PutElement { key, .. } if is_dispatch(key) => Phase::Dispatch,
-            Change::PutElement { .. } => Phase::Fill,
+            Change::PutElement { key, .. } => Phase::of_put(key),
             Change::WriteRules(_, chain, _) if super::layout::is_base(chain) => Phase::Hook,
             Change::WriteRules(..) | Change::AddRule(..) => Phase::Rules,
-            Change::RemoveElement { key, .. } if is_dispatch(key) => Phase::Withdraw,
-            // An interval must be gone before one that overlaps it comes.
-            Change::RemoveElement { key: Key::Prefix(_), .. } => Phase::Fill,
-            Change::RemoveElement { .. } => Phase::Empty,
+            Change::RemoveElement { key, .. } => Phase::of_removal(key),
             Change::RemoveRule(..) | Change::DeleteChain(..) | Change::DeleteSet(..) => Phase::Delete,
         }
     }

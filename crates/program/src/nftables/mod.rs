@@ -24,7 +24,7 @@ mod tests;
 
 pub use change::{Change, Phase, sort_balancing};
 pub use compile::{BACKENDS_MAX, Compiler, compile, families_of, slot_offset};
-pub use diff::diff;
+pub use diff::{diff, diff_each};
 pub use interpret::{Alternative, Choice, Environment, Outcome, Step, Verdict, What, interpret};
 pub use layout::blank;
 pub use program::{
