@@ -16,7 +16,7 @@ endif
 # A program and the package that brings it.
 DEMO_TOOLS := ip:iproute2 cc:build-essential
 TEST_TOOLS := $(DEMO_TOOLS) nft:nftables conntrack:conntrack curl:curl dig:bind9-dnsutils jq:jq \
-	kubectl:kubernetes-client etcd:etcd-server openssl:openssl podman:podman crun:crun busybox:busybox-static
+	kubectl:kubernetes-client etcd:etcd-server openssl:openssl podman:podman crun:crun
 
 # Installs the packages of the programs in $(1) that are not there.
 define install
@@ -54,5 +54,8 @@ clean-labs:
 tools:
 	$(call install,$(DEMO_TOOLS))
 
+# A busybox that needs no libraries has the name of one that does, so here the package is asked for.
 test-tools:
 	$(call install,$(TEST_TOOLS))
+	@dpkg -s busybox-static >/dev/null 2>&1 \
+	|| DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends busybox-static >/dev/null

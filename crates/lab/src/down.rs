@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -80,9 +80,22 @@ pub(crate) fn remove(layout: &Layout) -> Result<()> {
     let _ = umount2(&layout.api_data(), MntFlags::MNT_DETACH);
     // While a namespace stays, so does the note that it is ours: `lab down` can be tried again.
     first?;
-    gone(std::fs::remove_dir_all(layout.directory()))
-        .with_context(|| format!("removing {}", layout.directory().display()))?;
+    remove_directory(layout.directory()).with_context(|| format!("removing {}", layout.directory().display()))?;
     Ok(())
+}
+
+/// A supervisor that had just begun may still write here while this removes. It finds its parent gone and
+/// ends by itself, so that this comes to an end, too.
+fn remove_directory(directory: &Path) -> std::io::Result<()> {
+    let until = Instant::now() + STOP_TIME_MAX;
+    loop {
+        match gone(std::fs::remove_dir_all(directory)) {
+            Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty && Instant::now() < until => {
+                std::thread::sleep(EXIT_PERIOD);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// What another has removed meanwhile is as gone: a supervisor whose parent died removes its lab, too.
