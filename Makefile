@@ -41,6 +41,10 @@ build:
 
 # The real API server is built from Debian's source once and kept; without it its tests say that they were
 # skipped.
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
 test: test-tools
 	cargo xtask kube-apiserver || echo "tests with a real API server will be skipped" >&2
 	cargo xtask test

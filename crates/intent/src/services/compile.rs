@@ -8,6 +8,9 @@ use portolan_state::{Dirty, EndpointSlice, ObjectRef, Problem, Service, ServiceP
 
 use super::{Backend, Frontend, FrontendKey, FrontendKind, FrontendUpdate, Masquerade, ServicesIntent};
 
+/// What one Service wants, sorted by key: a list takes less memory than a small tree.
+type Wanted = Box<[(FrontendKey, Arc<Frontend>)]>;
+
 /// Keeps the frontends of a node current. The cost of an update follows the Services that changed.
 ///
 /// Two Services may claim one address and port, or one node port. The Service whose key sorts first
@@ -17,7 +20,7 @@ pub struct ServicesCompiler {
     node: NodeName,
     /// What each Service wants, sorted. Lists, since nearly all have one entry: a tree of one takes as much
     /// memory as a tree of eleven.
-    wanted: BTreeMap<ObjectKey, Box<[(FrontendKey, Arc<Frontend>)]>>,
+    wanted: BTreeMap<ObjectKey, Wanted>,
     /// Who wants each frontend, sorted. The first holds it.
     claims: BTreeMap<FrontendKey, Vec<ObjectKey>>,
     intent: ServicesIntent,

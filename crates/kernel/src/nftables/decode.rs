@@ -102,7 +102,7 @@ impl ElementReader {
     /// Takes one message of the dump.
     pub(super) fn take(&mut self, attributes: &Attributes<'_>) {
         let list = attributes.get(element::LIST_ELEMENTS);
-        for attributes in list.iter().flat_map(|list| list.nested()).map(|it| it.nested()) {
+        for attributes in list.iter().flat_map(Attribute::nested).map(|it| it.nested()) {
             let is_read = match self.kind {
                 SetKind::Unknown => return,
                 SetKind::Prefixes => read_edge(&attributes).map(|edge| self.edges.push(edge)),
