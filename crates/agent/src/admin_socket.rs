@@ -19,7 +19,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::limits::{ACCEPT_PAUSE, ADMIN_BODY_MAX, ADMIN_CONNECTIONS_MAX, HEADER_TIMEOUT};
 
@@ -105,16 +105,8 @@ pub(crate) async fn serve_unix<H: AdminHandler>(listener: UnixListener, handler:
     let connections = Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX));
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let handler = handler.clone();
-                tokio::spawn(async move {
-                    serve_connection(stream, handler, true).await;
-                    drop(permit);
-                });
-            }
-            Err(error) => rest(&error).await,
-        }
+        let accepted = listener.accept().await.map(|(stream, _)| stream);
+        admit(accepted, permit, &handler, true).await;
     }
 }
 
@@ -130,23 +122,31 @@ pub(crate) async fn serve_tcp<H: AdminHandler>(listener: TcpListener, handler: A
     let connections = Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX));
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let handler = handler.clone();
-                tokio::spawn(async move {
-                    serve_connection(stream, handler, false).await;
-                    drop(permit);
-                });
-            }
-            Err(error) => rest(&error).await,
-        }
+        let accepted = listener.accept().await.map(|(stream, _)| stream);
+        admit(accepted, permit, &handler, false).await;
     }
 }
 
-/// Out of descriptors, most likely: others must close theirs first.
-async fn rest(error: &std::io::Error) {
-    tracing::warn!(%error, "an administration connection was not accepted");
-    tokio::time::sleep(ACCEPT_PAUSE).await;
+/// Serves a connection in a task of its own, which holds the permit as long as it lasts.
+async fn admit<S, H>(accepted: std::io::Result<S>, permit: OwnedSemaphorePermit, handler: &Arc<H>, trusted: bool)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: AdminHandler,
+{
+    match accepted {
+        Ok(stream) => {
+            let handler = handler.clone();
+            tokio::spawn(async move {
+                serve_connection(stream, handler, trusted).await;
+                drop(permit);
+            });
+        }
+        // Out of descriptors, most likely: others must close theirs first.
+        Err(error) => {
+            tracing::warn!(%error, "an administration connection was not accepted");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+    }
 }
 
 async fn serve_connection<S, H>(stream: S, handler: Arc<H>, trusted: bool)
