@@ -8,7 +8,7 @@
 fn main() {
     let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|got| got == value);
     if is("CARGO_CFG_TARGET_OS", "linux") && is("CARGO_CFG_TARGET_ENV", "gnu") {
-        println!("cargo::rustc-link-arg-bins=-no-pie");
+        println!("cargo::rustc-link-arg-bin=portolan=-no-pie");
     }
     println!("cargo::rerun-if-changed=build.rs");
 }

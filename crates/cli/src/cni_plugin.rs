@@ -19,15 +19,6 @@ use portolan_cni::{PLUGIN_NAME, Parameters};
 /// with an error after one.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Whether this process was started as the plugin: by its name, or by a runtime's environment.
-pub(crate) fn is_called() -> bool {
-    env::var_os("CNI_COMMAND").is_some() || env::args_os().next().is_some_and(|name| is_plugin_name(&name))
-}
-
-fn is_plugin_name(name: &std::ffi::OsStr) -> bool {
-    std::path::Path::new(name).file_name().is_some_and(|name| name == PLUGIN_NAME)
-}
-
 /// Serves one call.
 pub(crate) fn run() -> ExitCode {
     let environment: BTreeMap<String, String> = Parameters::VARIABLES
@@ -93,15 +84,6 @@ mod tests {
         [("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "c0ffee"), ("CNI_IFNAME", "eth0")]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into()
-    }
-
-    #[test]
-    fn the_name_of_the_program_decides() {
-        for (name, expected) in
-            [("/opt/cni/bin/portolan-cni", true), ("portolan-cni", true), ("/usr/bin/portolan", false), ("", false)]
-        {
-            assert_eq!(is_plugin_name(name.as_ref()), expected, "{name}");
-        }
     }
 
     #[test]

@@ -66,7 +66,7 @@ struct RoleArguments {
 
 fn main() -> ExitCode {
     // First of all: a CNI call must not pay for anything that the plugin does not use.
-    if cni_plugin::is_called() {
+    if is_cni_plugin() {
         return cni_plugin::run();
     }
     let arguments = Arguments::parse();
@@ -74,6 +74,15 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(failure) => failure.report(),
     }
+}
+
+/// Whether this process was started as the plugin: by its name, or by a runtime's environment.
+fn is_cni_plugin() -> bool {
+    std::env::var_os("CNI_COMMAND").is_some() || std::env::args_os().next().is_some_and(|name| is_plugin_name(&name))
+}
+
+fn is_plugin_name(name: &std::ffi::OsStr) -> bool {
+    std::path::Path::new(name).file_name().is_some_and(|name| name == portolan_cni::PLUGIN_NAME)
 }
 
 fn run(command: Command) -> Result<ExitCode, Failure> {
@@ -94,6 +103,20 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Version => {
             println!("portolan {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_the_program_decides() {
+        for (name, expected) in
+            [("/opt/cni/bin/portolan-cni", true), ("portolan-cni", true), ("/usr/bin/portolan", false), ("", false)]
+        {
+            assert_eq!(is_plugin_name(name.as_ref()), expected, "{name}");
         }
     }
 }

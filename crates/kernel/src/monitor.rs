@@ -86,12 +86,16 @@ impl Monitor {
     /// The next event, if there is one now. It never waits.
     pub fn next_event(&mut self) -> Option<Event> {
         while self.waiting.is_empty() {
+            // Changes come in bursts of one kind: the second socket is looked at when the first is empty.
             let route = self.route.notifications();
+            if !matches!(route, Ok(None)) {
+                self.take(route, route_event);
+                continue;
+            }
             let netfilter = self.netfilter.as_mut().map_or(Ok(None), Socket::notifications);
-            if matches!((&route, &netfilter), (Ok(None), Ok(None))) {
+            if matches!(netfilter, Ok(None)) {
                 return None;
             }
-            self.take(route, route_event);
             self.take(netfilter, |_| Some(Event::Ruleset));
         }
         self.waiting.pop_front()

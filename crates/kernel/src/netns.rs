@@ -128,6 +128,19 @@ pub fn in_namespace<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + S
     })
 }
 
+/// Runs one closure inside a namespace, as [`in_namespace`] does, while another runs here.
+pub(crate) fn in_namespace_while<T: Send, U>(
+    namespace: &Namespace,
+    inside: impl FnOnce() -> T + Send,
+    here: impl FnOnce() -> U,
+) -> (Result<T, KernelError>, U) {
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| namespace.enter().map(|()| inside()));
+        let outcome = here();
+        (worker.join().unwrap_or(Err(KernelError::ThreadLost)), outcome)
+    })
+}
+
 /// The path of a named namespace.
 pub fn named_path(name: &str) -> PathBuf {
     Path::new(NAMED).join(name)

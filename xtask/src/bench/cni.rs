@@ -46,7 +46,7 @@ pub(super) fn run(built: &Built) -> anyhow::Result<Vec<Row>> {
         outside
             .command(&std::env::current_exe()?)
             .args(["bench", INSIDE])
-            .arg(&built.portolan)
+            .arg(&built.plugin)
             .arg(&socket)
             .arg(peer)
             .arg(&scratch.0),
@@ -105,7 +105,7 @@ impl Plugin {
 /// Runs inside the peer's namespace and prints the medians.
 #[expect(clippy::print_stdout, reason = "this is the measurement's output")]
 pub(super) fn inside(arguments: &[String]) -> anyhow::Result<()> {
-    let [portolan, socket, peer, scratch] = arguments else { bail!("usage: {INSIDE} PORTOLAN SOCKET PEER SCRATCH") };
+    let [plugin, socket, peer, scratch] = arguments else { bail!("usage: {INSIDE} PLUGIN SOCKET PEER SCRATCH") };
     let ours = json!({"cniVersion": "1.0.0", "name": "bench", "type": "portolan-cni", "socket": socket});
     let theirs = json!({
         "cniVersion": "1.0.0", "name": "bench", "type": "bridge", "bridge": "cni0", "isGateway": true,
@@ -116,7 +116,7 @@ pub(super) fn inside(arguments: &[String]) -> anyhow::Result<()> {
         },
     });
     let plugins = [
-        Plugin { name: SIDES[0], program: portolan.into(), configuration: ours.to_string(), path: String::new() },
+        Plugin { name: SIDES[0], program: plugin.into(), configuration: ours.to_string(), path: String::new() },
         Plugin {
             name: SIDES[1],
             program: Path::new(peer).join("bridge"),

@@ -60,6 +60,7 @@ impl fmt::Display for Machine {
 #[derive(Debug)]
 pub(super) struct Built {
     pub(super) portolan: PathBuf,
+    pub(super) plugin: PathBuf,
     pub(super) scale: PathBuf,
     pub(super) flood: PathBuf,
     pub(super) root: PathBuf,
@@ -77,11 +78,14 @@ pub(super) fn built(first: bool) -> anyhow::Result<Built> {
             .current_dir(&root)
             .status()?;
         ensure!(status.success(), "cargo build --release failed");
+        let status = Command::new("make").arg("plugin").current_dir(&root).status()?;
+        ensure!(status.success(), "make plugin failed");
     }
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     let release = root.join(target).join("release");
     Ok(Built {
         portolan: release.join("portolan"),
+        plugin: release.join("portolan-cni"),
         scale: release.join("examples/scale"),
         flood: release.join("examples/flood"),
         root,

@@ -15,7 +15,13 @@ struct Podman<'a> {
 }
 
 /// What runs inside the node: its network, and a mount namespace with cgroups that podman can read.
-const ENTER: &str = "umount -R /sys/fs/cgroup 2>/dev/null; mount -t cgroup2 none /sys/fs/cgroup && exec podman \"$@\"";
+///
+/// Nothing that is mounted there comes out, but for the pods' namespaces under `/run/netns`: the agent must
+/// see them, as it does where a runtime runs beside it.
+const ENTER: &str = "for mount in / /run /tmp /var; do mount --make-private $mount 2>/dev/null; done
+mount --make-rprivate /sys
+umount -R /sys/fs/cgroup 2>/dev/null
+mount -t cgroup2 none /sys/fs/cgroup && exec podman \"$@\"";
 
 impl Podman<'_> {
     fn new<'a>(lab: &'a TestLab, node: &str) -> Podman<'a> {
@@ -53,7 +59,9 @@ impl Podman<'_> {
     fn run(&self, arguments: &[&str]) -> Done {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.lab.namespace("node-1").display()));
-        command.args(["unshare", "--mount", "sh", "-c", ENTER, "podman", "--log-level=warn"]).args(arguments);
+        command
+            .args(["unshare", "--mount", "--propagation", "unchanged", "sh", "-c", ENTER, "podman", "--log-level=warn"])
+            .args(arguments);
         command.env("CONTAINERS_CONF", self.directory.join("containers.conf"));
         command.env("CONTAINERS_STORAGE_CONF", self.directory.join("storage.conf"));
         Done::of(&mut command)
@@ -126,10 +134,17 @@ fn a_container_of_podman_reaches_the_pods_of_the_cluster() {
     assert!(refused.stderr.contains("the portolan agent does not answer"), "{}", refused.stderr);
 }
 
-/// In a root file system of its own there is no loader for another.
+/// In a root file system of its own there is no loader for another. A program names its loader in a header
+/// of the kind `PT_INTERP` (elf(5)); where all the headers are, the file's first 64 bytes say.
 fn is_static(program: &Path) -> bool {
+    const PT_INTERP: u32 = 3;
     let bytes = std::fs::read(program).unwrap_or_default();
-    let is_static = !bytes.windows(14).any(|window| window == b"ld-linux-x86-6");
+    let number = |offset: usize, length: usize| {
+        let field = bytes.get(offset..offset + length)?;
+        Some(field.iter().rev().fold(0_usize, |number, byte| number << 8 | usize::from(*byte)))
+    };
+    let header = |index: usize| number(number(32, 8)? + index * number(54, 2)?, 4);
+    let is_static = number(56, 2).is_some_and(|count| (0..count).all(|it| header(it) != Some(PT_INTERP as usize)));
     if !is_static {
         println!("skipped: {} needs a loader: install the package busybox-static", program.display());
     }

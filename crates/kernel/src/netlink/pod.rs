@@ -1,10 +1,11 @@
 //! Pod interfaces: a veth pair whose far end is born inside the pod's namespace, and one batch there.
 //!
-//! It is on the path of every CNI ADD, so it costs three sends: the pair, all of the far end's settings,
-//! and the near end's with two questions that wait until packets pass.
+//! It is on the path of every CNI ADD, so it costs four sends: the pair, the near end as a port, all of
+//! the far end's settings, and the near end's last ones with two questions that wait until packets pass.
+//! The thread that opens the sockets inside the pod works while the kernel makes the pair.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -17,9 +18,9 @@ use portolan_program::netlink::PodLink;
 use super::wire::{self, Existing, RouteSpec, Settings};
 use super::{Netlink, observe};
 use crate::error::KernelError;
-use crate::netns::{Namespace, in_namespace};
+use crate::index;
+use crate::netns::{Namespace, in_namespace, in_namespace_while};
 use crate::rawnetlink::{Protocol, Socket};
-use crate::{index, sysctl};
 
 /// Index of the loopback: the first link of every namespace.
 const LOOPBACK: u32 = 1;
@@ -79,6 +80,27 @@ pub enum Difference {
 pub(super) fn create(netlink: &mut Netlink, pod: &PodLink) -> Result<(), KernelError> {
     let bridge = netlink.index(&pod.bridge)?;
     let namespace = Namespace::open(Path::new(&*pod.namespace_path))?;
+    let (inside, outside) =
+        in_namespace_while(&namespace, || InPod::open(pod), || create_pair(netlink, pod, bridge, &namespace));
+    // Before this the pair was not ours: what is there under its name is left alone.
+    outside?;
+    // The alias comes last: a pair that has it is whole, also after a crash.
+    let finished = inside
+        .and_then(|opened| opened)
+        .and_then(|sockets| sockets.configure(pod))
+        .and_then(|()| finish_port(netlink, pod, bridge));
+    if finished.is_err() {
+        // Half an interface is worse than none: a runtime that tries again must find a clean namespace.
+        let _ = netlink.socket.request(wire::delete_link(&pod.host_interface));
+    }
+    finished
+}
+
+/// Makes the pair, and the near end a port that is up.
+///
+/// Before it comes up it is told to make itself no IPv6 address: a bridge's port is never spoken to, and
+/// leaving that address's multicast groups takes the kernel some 20 ms when the pod ends.
+fn create_pair(netlink: &mut Netlink, pod: &PodLink, bridge: u32, namespace: &Namespace) -> Result<(), KernelError> {
     let request = wire::create_pod(pod, bridge, namespace.fd());
     match netlink.socket.request(request.clone()) {
         Ok(()) => {}
@@ -88,15 +110,15 @@ pub(super) fn create(netlink: &mut Netlink, pod: &PodLink) -> Result<(), KernelE
         }
         Err(error) => return Err(error),
     }
-    // The alias comes last: a pair that has it is whole, also after a crash.
-    let finished = in_namespace(&namespace, || configure_inside(pod))
-        .and_then(|outcome| outcome)
-        .and_then(|()| finish_port(netlink, pod, bridge));
-    if finished.is_err() {
-        // Half an interface is worse than none: a runtime that tries again must find a clean namespace.
+    let port = netlink.index(&pod.host_interface)?;
+    let up = Settings { up: Some(true), ..Settings::default() };
+    let outcomes = netlink.socket.batch(vec![wire::without_own_ipv6_address(port), wire::set_link(port, up)]);
+    // A kernel without IPv6 refuses the first, and has nothing to be spared.
+    let came_up = outcomes.into_iter().nth(1).unwrap_or(Ok(()));
+    if came_up.is_err() {
         let _ = netlink.socket.request(wire::delete_link(&pod.host_interface));
     }
-    finished
+    came_up
 }
 
 /// Sets the node's end, and waits until packets pass. Without that, one pod in twenty loses the first
@@ -152,33 +174,58 @@ fn set_port(index: u32, pod: &PodLink) -> Vec<u8> {
     wire::set_link(index, settings)
 }
 
-/// Everything inside the pod, on a thread that is there.
-fn configure_inside(pod: &PodLink) -> Result<(), KernelError> {
-    let mut socket = Socket::open(Protocol::Route, &[])?;
-    let interface: &str = &pod.key.interface;
-    let index = index::of(socket.fd(), interface)?;
-    let mut heard = None;
-    if pod.addresses.iter().any(|address| address.addr().is_ipv6()) {
-        // The link-local address too must be usable at once: neighbours are asked for from it.
-        let _ = sysctl::write(&format!("net/ipv6/conf/{interface}/accept_dad"), "0");
-        heard = Some(Socket::open(Protocol::Route, &[IPV6_ADDRESS_GROUP])?);
+/// Sockets inside a pod's namespace. They belong to it, whichever thread uses them.
+struct InPod {
+    requests: Socket,
+    /// Hears of addresses, where there is an IPv6 address to wait for.
+    addresses: Option<Socket>,
+}
+
+impl InPod {
+    /// Opens them in the namespace of the thread.
+    fn open(pod: &PodLink) -> Result<InPod, KernelError> {
+        let has_ipv6 = pod.addresses.iter().any(|address| address.addr().is_ipv6());
+        let addresses = has_ipv6.then(|| Socket::open(Protocol::Route, &[IPV6_ADDRESS_GROUP])).transpose()?;
+        Ok(InPod { requests: Socket::open(Protocol::Route, &[])?, addresses })
     }
-    let up = Settings { up: Some(true), ..Settings::default() };
-    let mut batch = vec![wire::set_link(LOOPBACK, up), wire::set_link(index, up)];
-    batch.extend(pod.addresses.iter().map(|address| wire::add_address(index, address, true)));
-    for gateway in &pod.gateways {
-        let spec = RouteSpec {
-            destination: default_route(*gateway),
-            index,
-            gateway: Some(*gateway),
-            // A gateway outside the pod's own prefix counts as reachable on its link.
-            onlink: !pod.addresses.iter().any(|prefix| prefix.contains(gateway)),
-            protocol: ROUTE_PROTOCOL,
-        };
-        batch.push(wire::add_route(&spec, Existing::Replace));
+
+    /// Everything inside the pod.
+    fn configure(mut self, pod: &PodLink) -> Result<(), KernelError> {
+        let index = index::of(self.requests.fd(), &pod.key.interface)?;
+        let up = Settings { up: Some(true), ..Settings::default() };
+        let mut addresses = pod.addresses.clone();
+        let mut batch = Vec::new();
+        if self.addresses.is_some() {
+            // The link-local address too must be usable at once, since neighbours are asked for from it: the
+            // one that the kernel makes waits for duplicates to be detected, so the same is given here.
+            batch.push(wire::without_own_ipv6_address(index));
+            addresses.push(link_local(pod.mac));
+        }
+        batch.extend([wire::set_link(LOOPBACK, up), wire::set_link(index, up)]);
+        batch.extend(addresses.iter().map(|address| wire::add_address(index, address, true)));
+        for gateway in &pod.gateways {
+            let spec = RouteSpec {
+                destination: default_route(*gateway),
+                index,
+                gateway: Some(*gateway),
+                // A gateway outside the pod's own prefix counts as reachable on its link.
+                onlink: !pod.addresses.iter().any(|prefix| prefix.contains(gateway)),
+                protocol: ROUTE_PROTOCOL,
+            };
+            batch.push(wire::add_route(&spec, Existing::Replace));
+        }
+        self.requests.batch(batch).into_iter().collect::<Result<(), KernelError>>()?;
+        self.addresses.map_or(Ok(()), |heard| wait_until_usable(heard, &addresses))
     }
-    socket.batch(batch).into_iter().collect::<Result<(), KernelError>>()?;
-    heard.map_or(Ok(()), |heard| wait_until_usable(heard, &pod.addresses))
+}
+
+/// The link-local address of a hardware address (RFC 4291, appendix A).
+fn link_local(mac: MacAddress) -> IpNet {
+    let [first, second, third, rest @ ..] = mac.0;
+    let [fourth, fifth, sixth] = rest;
+    let interface = u64::from_be_bytes([first ^ 2, second, third, 0xff, 0xfe, fourth, fifth, sixth]);
+    let address = Ipv6Addr::from_bits((0xfe80_u128 << 112) | u128::from(interface));
+    IpNet::new_assert(address.into(), 64)
 }
 
 /// Waits until the kernel says of each IPv6 address that it is there.
