@@ -88,6 +88,7 @@ fn tables(services: u32, endpoints: u32) -> Vec<Change> {
         pod_prefixes: vec!["10.0.0.0/24".parse().expect("a prefix")],
         tunnel: None,
         zone: None,
+        leaving: false,
     };
     let all_services = (0..services).map(|index| (Object::Service(service(index)), Vec::new())).collect();
     let all_slices = (0..services)
@@ -123,6 +124,7 @@ fn service(index: u32) -> Service {
         headless: false,
         ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: port(80), node_port: None }],
         publish_not_ready: false,
+        traffic: portolan_state::ServiceTraffic::default(),
     }
 }
 
@@ -135,6 +137,7 @@ fn slice(index: u32, endpoints: u32, is_short: bool) -> Change {
         node: Some("node-2".into()),
         hostname: None,
         pod: None,
+        hints: None,
     };
     let slice = EndpointSlice {
         key: key(index),
@@ -142,6 +145,7 @@ fn slice(index: u32, endpoints: u32, is_short: bool) -> Change {
         family: Family::V4,
         ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: port(8080) }],
         endpoints: (u32::from(is_short)..endpoints).map(endpoint).collect(),
+        headless: false,
     };
     Change::Upsert(Object::EndpointSlice(slice), Vec::new())
 }

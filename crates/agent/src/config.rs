@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use portolan_intent::FabricMode;
+use portolan_intent::services::ProxySettings;
 use portolan_net::{Family, NodeName, Vni};
 use serde::Deserialize;
 
@@ -160,6 +161,11 @@ impl AgentConfig {
         let config: AgentConfig = read(path)?;
         config.check(path)?;
         Ok(config)
+    }
+
+    /// How Services are served.
+    pub fn proxy_settings(&self) -> ProxySettings {
+        ProxySettings::default()
     }
 
     /// The network identifier as a value that fits the header.

@@ -71,6 +71,8 @@ fn services(sources: &Sources<'_>) -> Vec<(Vec<String>, Value)> {
         let owner = &frontend.origin.key;
         let kind = match frontend.kind {
             FrontendKind::ClusterIp => "ClusterIP",
+            FrontendKind::ExternalIp => "ExternalIP",
+            FrontendKind::LoadBalancer => "LoadBalancer",
             FrontendKind::NodePort => "NodePort",
         };
         let text = vec![
@@ -79,11 +81,11 @@ fn services(sources: &Sources<'_>) -> Vec<(Vec<String>, Value)> {
             frontend.port_name.to_string(),
             key.to_string(),
             kind.to_owned(),
-            frontend.backends.len().to_string(),
+            frontend.endpoints.of(frontend.policy).len().to_string(),
         ];
         (
             text,
-            json!({"namespace": owner.namespace, "name": owner.name, "port": frontend.port_name, "frontend": key, "type": kind, "endpoints": frontend.backends.len()}),
+            json!({"namespace": owner.namespace, "name": owner.name, "port": frontend.port_name, "frontend": key, "type": kind, "endpoints": frontend.endpoints.of(frontend.policy).len()}),
         )
     };
     let mut rows: Vec<_> = sources.services.iter().map(row).collect();
@@ -95,7 +97,7 @@ fn endpoints(sources: &Sources<'_>) -> Vec<(Vec<String>, Value)> {
     let mut rows = Vec::new();
     for (key, frontend) in sources.services {
         let owner = &frontend.origin.key;
-        for backend in frontend.backends.iter() {
+        for backend in frontend.endpoints.of(frontend.policy).iter() {
             rows.push((
                 vec![
                     owner.namespace.to_string(),

@@ -35,6 +35,7 @@ fn tables() -> Writer {
             headless: false,
             ports: Vec::new(),
             publish_not_ready: false,
+            traffic: portolan_state::ServiceTraffic::default(),
         })
     };
     let services = (0..SERVICES).map(|index| (service(index), Vec::new())).collect();

@@ -222,6 +222,7 @@ fn service(key: &str, words: &[&str]) -> Service {
         headless: false,
         ports: Vec::new(),
         publish_not_ready: false,
+        traffic: portolan_state::ServiceTraffic::default(),
     };
     for word in words {
         if let Ok(address) = word.parse::<IpAddr>() {
@@ -249,6 +250,7 @@ fn slice(key: &str, service: &str, words: &[&str]) -> EndpointSlice {
         family: Family::V4,
         ports: Vec::new(),
         endpoints: Vec::new(),
+        headless: false,
     };
     for word in words {
         if word.contains('=') {
@@ -268,6 +270,7 @@ fn slice(key: &str, service: &str, words: &[&str]) -> EndpointSlice {
             node: None,
             hostname: hostname.map(Into::into),
             pod: None,
+            hints: None,
         });
     }
     slice

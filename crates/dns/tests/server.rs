@@ -53,6 +53,7 @@ fn service(name: &str, addresses: &[&str]) -> Object {
             node_port: None,
         }],
         publish_not_ready: false,
+        traffic: portolan_state::ServiceTraffic::default(),
     })
 }
 
@@ -72,6 +73,7 @@ fn cluster() -> Writer {
         node: None,
         hostname: None,
         pod: None,
+        hints: None,
     };
     let slice = Object::EndpointSlice(EndpointSlice {
         key: ObjectKey::new("default", "many-1"),
@@ -79,6 +81,7 @@ fn cluster() -> Writer {
         family: portolan_net::Family::V4,
         ports: Vec::new(),
         endpoints: (1..=200).map(endpoint).collect(),
+        headless: false,
     });
     writer.apply(Change::Replace(ObjectKind::EndpointSlice, all(vec![slice]), Vec::new()));
     writer.apply(Change::Replace(ObjectKind::Pod, Vec::new(), Vec::new()));

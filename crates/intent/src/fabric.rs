@@ -157,6 +157,7 @@ mod tests {
                 vtep_mac_v6: None,
             }),
             zone: None,
+            leaving: false,
         };
         Change::Upsert(Object::Node(node), Vec::new())
     }

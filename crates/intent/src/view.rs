@@ -7,6 +7,8 @@ use ipnet::IpNet;
 use portolan_net::{NodeName, Vni};
 use serde::{Deserialize, Serialize};
 
+use crate::services::ProxySettings;
+
 /// How pods on other nodes are reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -83,6 +85,8 @@ pub struct NodeView {
     pub underlay_mtu: u32,
     /// The name of the bridge that joins the node's pods.
     pub bridge: String,
+    /// How Services are served.
+    pub proxy: ProxySettings,
 }
 
 impl NodeView {
@@ -118,6 +122,7 @@ pub(crate) mod tests {
             underlay_interface: "eth0".into(),
             underlay_mtu: 1500,
             bridge: "cni0".into(),
+            proxy: ProxySettings::default(),
         }
     }
 

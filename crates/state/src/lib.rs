@@ -15,8 +15,8 @@ mod writer;
 
 pub use change::{Change, Object, ObjectRef, Problem};
 pub use object::{
-    Attachment, AttachmentKey, Endpoint, EndpointPort, EndpointSlice, IpVersion, Namespace, Node, NodeTunnel, Pod,
-    Service, ServicePort, ServiceType,
+    AffinityTimeout, Attachment, AttachmentKey, Endpoint, EndpointHints, EndpointPort, EndpointSlice, IpVersion,
+    Namespace, Node, NodeTunnel, Pod, Service, ServicePort, ServiceTraffic, ServiceType, TrafficPolicy,
 };
 pub use snapshot::{Dirty, Snapshot};
 pub use writer::Writer;

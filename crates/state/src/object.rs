@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -30,6 +31,9 @@ pub struct Node {
     pub tunnel: Option<NodeTunnel>,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Arc<str>>,
+    /// Whether load balancers are to stop sending to it: it is being deleted, or bears the taint
+    /// `ToBeDeletedByClusterAutoscaler` (KEP-3836).
+    pub leaving: bool,
 }
 
 impl Node {
@@ -88,6 +92,60 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// `spec.publishNotReadyAddresses`.
     pub publish_not_ready: bool,
+    /// Who may come from where, and which endpoints answer.
+    pub traffic: ServiceTraffic,
+}
+
+/// What a Service says of its traffic beyond addresses and ports. The default is what an API server fills in.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceTraffic {
+    /// `spec.internalTrafficPolicy`.
+    pub internal_policy: TrafficPolicy,
+    /// `spec.externalTrafficPolicy`.
+    pub external_policy: TrafficPolicy,
+    /// `spec.sessionAffinity: ClientIP`, with `sessionAffinityConfig.clientIP.timeoutSeconds`.
+    pub affinity: Option<AffinityTimeout>,
+    /// `spec.externalIPs`.
+    pub external_addresses: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress[].ip`, without those of `ipMode: Proxy`.
+    pub load_balancer_addresses: Vec<IpAddr>,
+    /// `spec.loadBalancerSourceRanges`: who may connect to those addresses. Everyone where it is not given,
+    /// nobody where nothing of it can be read.
+    pub load_balancer_sources: Option<Vec<IpNet>>,
+    /// `spec.healthCheckNodePort`.
+    pub health_check_port: Option<Port>,
+}
+
+/// Which endpoints traffic may go to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum TrafficPolicy {
+    /// Those of the whole cluster.
+    #[default]
+    Cluster,
+    /// Those of the node that the traffic came to.
+    Local,
+}
+
+/// How long a client is sent to the endpoint that it was sent to before, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct AffinityTimeout(NonZeroU32);
+
+impl AffinityTimeout {
+    /// Three hours: what an API server fills in.
+    pub const DEFAULT: AffinityTimeout = AffinityTimeout(NonZeroU32::new(10_800).unwrap());
+
+    /// Kubernetes allows a day at most.
+    pub const MAX: u32 = 86_400;
+
+    /// A timeout of 1 to [`AffinityTimeout::MAX`] seconds.
+    pub fn new(seconds: u32) -> Option<AffinityTimeout> {
+        NonZeroU32::new(seconds).filter(|seconds| seconds.get() <= Self::MAX).map(AffinityTimeout)
+    }
+
+    /// In seconds.
+    pub fn seconds(self) -> u32 {
+        self.0.get()
+    }
 }
 
 /// One entry of a Service's `spec.ports`.
@@ -116,6 +174,8 @@ pub struct EndpointSlice {
     pub ports: Vec<EndpointPort>,
     /// `endpoints`, one per address that traffic may go to.
     pub endpoints: Vec<Endpoint>,
+    /// Label `service.kubernetes.io/headless`: names only, nothing is sent to it by way of a proxy.
+    pub headless: bool,
 }
 
 /// One entry of a slice's `ports`.
@@ -146,6 +206,17 @@ pub struct Endpoint {
     pub hostname: Option<Arc<str>>,
     /// `targetRef`, if it is a Pod.
     pub pod: Option<Arc<str>>,
+    /// `hints`: whose traffic it is meant for.
+    pub hints: Option<Box<EndpointHints>>,
+}
+
+/// Which nodes and zones an endpoint is meant for (KEP-2433, KEP-3015).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointHints {
+    /// `hints.forNodes[].name`.
+    pub nodes: Vec<NodeName>,
+    /// `hints.forZones[].name`.
+    pub zones: Vec<Arc<str>>,
 }
 
 /// A pod, for names and for traces. Its wiring is an [`Attachment`].

@@ -81,6 +81,7 @@ fn node(index: u8) -> Change {
             vtep_mac_v6: None,
         }),
         zone: None,
+        leaving: false,
     }))
 }
 
@@ -97,6 +98,7 @@ fn service(name: &str, address: &str, node_port: Option<u16>) -> Change {
             node_port: node_port.map(port),
         }],
         publish_not_ready: false,
+        traffic: portolan_state::ServiceTraffic::default(),
     }))
 }
 
@@ -109,6 +111,7 @@ fn slice(service: &str, endpoints: &[(&str, &str)]) -> Change {
         node: Some((*node).into()),
         hostname: None,
         pod: None,
+        hints: None,
     };
     upsert(Object::EndpointSlice(EndpointSlice {
         key: ObjectKey::new("default", format!("{service}-x")),
@@ -116,6 +119,7 @@ fn slice(service: &str, endpoints: &[(&str, &str)]) -> Change {
         family: Family::V4,
         ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: port(8080) }],
         endpoints: endpoints.iter().map(endpoint).collect(),
+        headless: false,
     }))
 }
 
@@ -142,10 +146,11 @@ fn compile(snapshot: &Snapshot, index: u8, fabric: FabricMode) -> Compiled {
         underlay_interface: "eth0".into(),
         underlay_mtu: 1500,
         bridge: "cni0".into(),
+        proxy: portolan_intent::services::ProxySettings::default(),
     };
     let (fabric, problems) = fabric::compile(snapshot, &view);
     assert_eq!(problems, []);
-    let mut services = ServicesCompiler::new(view.node.clone());
+    let mut services = ServicesCompiler::new(view.node.clone(), view.proxy.clone());
     services.update(snapshot, &Dirty::everything(snapshot));
     let route = |destination: &str, gateway: Option<&str>| ForeignRoute {
         destination: destination.parse().unwrap(),

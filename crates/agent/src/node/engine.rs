@@ -477,7 +477,7 @@ impl Compiled {
     fn new(view: NodeView) -> Compiled {
         let families = nftables::families_of(&view);
         Compiled {
-            services: ServicesCompiler::new(view.node.clone()),
+            services: ServicesCompiler::new(view.node.clone(), view.proxy.clone()),
             nftables: nftables::Compiler::new(&view, &families),
             wanted: netlink::Program::default(),
             problems: Vec::new(),
@@ -547,6 +547,7 @@ fn view(config: &AgentConfig, node: &Node, others: &Surroundings) -> Result<Node
         underlay_interface: underlay.name.clone(),
         underlay_mtu: underlay.mtu,
         bridge: config.bridge.clone(),
+        proxy: config.proxy_settings(),
     })
 }
 

@@ -72,6 +72,7 @@ fn node(name: &str, address: &str, prefix: &str) -> Node {
         pod_prefixes: vec![prefix.parse().unwrap()],
         tunnel: None,
         zone: None,
+        leaving: false,
     }
 }
 

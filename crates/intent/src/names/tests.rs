@@ -38,6 +38,7 @@ fn service(name: &str, address: Option<&str>) -> Change {
         headless: address.is_none(),
         ports: Vec::new(),
         publish_not_ready: false,
+        traffic: portolan_state::ServiceTraffic::default(),
     };
     Change::Upsert(Object::Service(service), Vec::new())
 }
@@ -51,6 +52,7 @@ fn slice(name: &str, service: &str, addresses: &[(&str, bool)]) -> Change {
         node: None,
         hostname: None,
         pod: None,
+        hints: None,
     };
     let slice = EndpointSlice {
         key: key(name),
@@ -58,6 +60,7 @@ fn slice(name: &str, service: &str, addresses: &[(&str, bool)]) -> Change {
         family: Family::V4,
         ports: Vec::new(),
         endpoints: addresses.iter().map(endpoint).collect(),
+        headless: false,
     };
     Change::Upsert(Object::EndpointSlice(slice), Vec::new())
 }

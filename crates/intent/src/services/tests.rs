@@ -8,7 +8,7 @@ use portolan_state::{
 };
 use proptest::prelude::*;
 
-use super::{FrontendKey, ServicesCompiler};
+use super::{FrontendKey, ProxySettings, ServicesCompiler};
 
 fn key(name: &str) -> ObjectKey {
     ObjectKey::new("default", name)
@@ -31,6 +31,7 @@ fn service(name: &str, address: &str, number: u16, node_port: Option<u16>) -> Ch
             node_port: node_port.map(port),
         }],
         publish_not_ready: false,
+        traffic: portolan_state::ServiceTraffic::default(),
     };
     Change::Upsert(Object::Service(service), Vec::new())
 }
@@ -44,6 +45,7 @@ fn endpoint(address: &str, ready: bool, terminating: bool) -> Endpoint {
         node: Some("node-1".into()),
         hostname: None,
         pod: None,
+        hints: None,
     }
 }
 
@@ -54,6 +56,7 @@ fn slice(name: &str, service: &str, endpoints: Vec<Endpoint>) -> Change {
         family: Family::V4,
         ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: port(8080) }],
         endpoints,
+        headless: false,
     };
     Change::Upsert(Object::EndpointSlice(slice), Vec::new())
 }
@@ -62,7 +65,7 @@ fn compile(changes: Vec<Change>) -> ServicesCompiler {
     let mut writer = Writer::new();
     changes.into_iter().for_each(|change| writer.apply(change));
     let (snapshot, dirty) = writer.take();
-    let mut compiler = ServicesCompiler::new(NodeName::from("node-1"));
+    let mut compiler = ServicesCompiler::new(NodeName::from("node-1"), ProxySettings::default());
     compiler.update(&snapshot, &dirty);
     compiler
 }
@@ -72,7 +75,7 @@ fn cluster_ip(address: &str, number: u16) -> FrontendKey {
 }
 
 fn addresses(compiler: &ServicesCompiler, key: &FrontendKey) -> Vec<IpAddr> {
-    compiler.intent()[key].backends.iter().map(|backend| backend.address).collect()
+    compiler.intent()[key].endpoints.cluster.iter().map(|backend| backend.address).collect()
 }
 
 #[test]
@@ -114,7 +117,7 @@ fn one_address_in_two_slices_is_one_backend() {
 #[test]
 fn the_first_of_two_claimants_holds_a_node_port_and_the_other_follows() {
     let mut writer = Writer::new();
-    let mut compiler = ServicesCompiler::new(NodeName::from("node-1"));
+    let mut compiler = ServicesCompiler::new(NodeName::from("node-1"), ProxySettings::default());
     writer.apply(service("beta", "10.96.0.2", 80, Some(30_080)));
     writer.apply(service("alpha", "10.96.0.1", 80, Some(30_080)));
     let (snapshot, dirty) = writer.take();
@@ -150,7 +153,7 @@ proptest! {
     #[test]
     fn incremental_equals_from_scratch(batches in prop::collection::vec(prop::collection::vec(any_change(), 1..4), 1..20)) {
         let mut writer = Writer::new();
-        let mut incremental = ServicesCompiler::new(NodeName::from("node-1"));
+        let mut incremental = ServicesCompiler::new(NodeName::from("node-1"), ProxySettings::default());
         let mut followed = super::ServicesIntent::new();
         for batch in batches {
             batch.into_iter().for_each(|change| writer.apply(change));
@@ -162,7 +165,7 @@ proptest! {
                 };
                 prop_assert_eq!(before, update.old, "an update says what was there before");
             }
-            let mut scratch = ServicesCompiler::new(NodeName::from("node-1"));
+            let mut scratch = ServicesCompiler::new(NodeName::from("node-1"), ProxySettings::default());
             scratch.update(&snapshot, &Dirty::everything(&snapshot));
             prop_assert_eq!(incremental.intent(), scratch.intent());
             prop_assert_eq!(&followed, scratch.intent(), "the updates alone lead to the same intent");

@@ -284,7 +284,12 @@ fn scope_of(key: &FrontendKey) -> Scope {
 /// The backends that serve: of the frontend's family, and no more than fit.
 fn backends_of<'a>(key: &FrontendKey, frontend: &'a Frontend) -> impl Iterator<Item = &'a Backend> {
     let family = key.family();
-    frontend.backends.iter().filter(move |it| Family::of(it.address) == family).take(BACKENDS_MAX as usize)
+    frontend
+        .endpoints
+        .of(frontend.policy)
+        .iter()
+        .filter(move |it| Family::of(it.address) == family)
+        .take(BACKENDS_MAX as usize)
 }
 
 /// All elements that one frontend needs and no other frontend shares.

@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use portolan_intent::masquerade::MasqueradeIntent;
-use portolan_intent::services::{Backend, Frontend, FrontendKey, FrontendKind, FrontendUpdate, Masquerade};
+use portolan_intent::services::{Backend, Endpoints, Frontend, FrontendKey, FrontendKind, FrontendUpdate, Masquerade};
 use portolan_net::{Family, ObjectKey, ObjectKind, Origin, Port, Protocol};
+use portolan_state::TrafficPolicy;
 
 use super::{Change, Compiler};
 
@@ -110,7 +111,7 @@ pub fn endpoint(family: Family, index: u32) -> SocketAddr {
 fn frontend(key: &FrontendKey, name: &str, backends: &[SocketAddr]) -> Arc<Frontend> {
     let key_of = |name: &str| ObjectKey::new("default", name);
     let origin = Origin::object(ObjectKind::EndpointSlice, key_of(name));
-    let mut backends: Vec<Backend> = backends
+    let backends: Vec<Backend> = backends
         .iter()
         .filter_map(|socket| {
             let port = Port::try_from(socket.port()).ok()?;
@@ -121,8 +122,6 @@ fn frontend(key: &FrontendKey, name: &str, backends: &[SocketAddr]) -> Arc<Front
             Some(Backend { address: socket.ip(), port, local, origin: origin.clone() })
         })
         .collect();
-    backends.sort();
-    backends.dedup();
     let (kind, masquerade) = match key {
         FrontendKey::Address { .. } => (FrontendKind::ClusterIp, Masquerade::OffCluster),
         FrontendKey::NodePort { .. } => (FrontendKind::NodePort, Masquerade::Always),
@@ -131,7 +130,10 @@ fn frontend(key: &FrontendKey, name: &str, backends: &[SocketAddr]) -> Arc<Front
         origin: Origin::field(ObjectKind::Service, key_of(name), "spec.ports[http]"),
         port_name: "http".into(),
         kind,
+        policy: TrafficPolicy::Cluster,
         masquerade,
-        backends: backends.into(),
+        affinity: None,
+        sources: None,
+        endpoints: Arc::new(Endpoints::all(backends)),
     })
 }

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use portolan_intent::masquerade::MasqueradeIntent;
 use portolan_intent::services::{
-    Backend, Frontend, FrontendKey, FrontendKind, FrontendUpdate, Masquerade, ServicesIntent,
+    Backend, Endpoints, Frontend, FrontendKey, FrontendKind, FrontendUpdate, Masquerade, ServicesIntent,
 };
 use portolan_intent::{FabricMode, NodeView};
 use portolan_net::{Family, ObjectKey, ObjectKind, Origin, Port, Protocol, Vni};
+use portolan_state::TrafficPolicy;
 use proptest::prelude::*;
 
 use super::{
@@ -30,6 +31,7 @@ pub(super) fn view() -> NodeView {
         underlay_interface: "eth0".into(),
         underlay_mtu: 1500,
         bridge: "cni0".into(),
+        proxy: portolan_intent::services::ProxySettings::default(),
     }
 }
 
@@ -55,7 +57,7 @@ pub(super) fn node_port_key(family: Family, number: u16) -> FrontendKey {
 
 /// Backends at port 8080; those in this node's prefixes are local.
 pub(super) fn frontend(key: &FrontendKey, name: &str, backends: &[&str]) -> Arc<Frontend> {
-    let mut backends: Vec<Backend> = backends
+    let backends: Vec<Backend> = backends
         .iter()
         .map(|address| Backend {
             address: address.parse().unwrap(),
@@ -64,14 +66,21 @@ pub(super) fn frontend(key: &FrontendKey, name: &str, backends: &[&str]) -> Arc<
             origin: Origin::object(ObjectKind::EndpointSlice, ObjectKey::new("default", format!("{name}-1"))),
         })
         .collect();
-    backends.sort();
-    backends.dedup();
     let (kind, masquerade, field) = match key {
         FrontendKey::Address { .. } => (FrontendKind::ClusterIp, Masquerade::OffCluster, "spec.ports[http]"),
         FrontendKey::NodePort { .. } => (FrontendKind::NodePort, Masquerade::Always, "spec.ports[http].nodePort"),
     };
     let origin = Origin::field(ObjectKind::Service, ObjectKey::new("default", name), field);
-    Arc::new(Frontend { origin, port_name: "http".into(), kind, masquerade, backends: backends.into() })
+    Arc::new(Frontend {
+        origin,
+        port_name: "http".into(),
+        kind,
+        policy: TrafficPolicy::Cluster,
+        masquerade,
+        affinity: None,
+        sources: None,
+        endpoints: Arc::new(Endpoints::all(backends)),
+    })
 }
 
 pub(super) fn intent(frontends: &[(FrontendKey, &str, &[&str])]) -> ServicesIntent {

@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1;
 use portolan_net::{Family, NodeName, ObjectKey, ObjectKind};
-use portolan_state::{Endpoint, EndpointPort, EndpointSlice, Object, ObjectRef};
+use portolan_state::{Endpoint, EndpointHints, EndpointPort, EndpointSlice, Object, ObjectRef};
 use serde::Deserialize;
 
 use super::{Metadata, Outcome, Problems, Table};
 use crate::lenient::{Leaf, List, Part, shorten};
 
 const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Set by the controller on the slices of a Service that has no cluster address.
+const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// The table of endpoint slices.
 pub(crate) struct EndpointSlices;
@@ -41,6 +44,20 @@ struct EndpointView {
     node_name: Leaf<String>,
     hostname: Leaf<String>,
     target_ref: Part<TargetRef>,
+    hints: Part<Hints>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Hints {
+    for_nodes: List<Part<Hint>>,
+    for_zones: List<Part<Hint>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Hint {
+    name: Leaf<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -99,7 +116,8 @@ impl Table for EndpointSlices {
         for (index, Part(view)) in view.endpoints.0.into_iter().enumerate() {
             endpoints.extend(endpoint(index, view, family, problems));
         }
-        metadata.keep(Object::EndpointSlice(EndpointSlice { key, service, family, ports, endpoints }))
+        let headless = metadata.labels.get(LABEL_HEADLESS).is_some();
+        metadata.keep(Object::EndpointSlice(EndpointSlice { key, service, family, ports, endpoints, headless }))
     }
 }
 
@@ -142,7 +160,18 @@ fn endpoint(index: usize, view: EndpointView, family: Family, problems: &mut Pro
         node: some_text(view.node_name).map(|name| NodeName::from(&*name)),
         hostname: some_text(view.hostname),
         pod,
+        hints: hints(&view.hints.0),
     })
+}
+
+/// Most endpoints have none.
+fn hints(view: &Hints) -> Option<Box<EndpointHints>> {
+    let names = |list: &List<Part<Hint>>| -> Vec<Arc<str>> {
+        list.0.iter().map(|hint| hint.0.name.text()).filter(|name| !name.is_empty()).map(Arc::from).collect()
+    };
+    let nodes: Vec<NodeName> = names(&view.for_nodes).iter().map(|name| NodeName::from(&**name)).collect();
+    let zones = names(&view.for_zones);
+    (!nodes.is_empty() || !zones.is_empty()).then(|| Box::new(EndpointHints { nodes, zones }))
 }
 
 fn some_text(leaf: Leaf<String>) -> Option<Arc<str>> {

@@ -12,6 +12,7 @@ mod pod;
 mod service;
 #[cfg(test)]
 mod tests;
+mod traffic;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -93,6 +94,7 @@ pub(crate) struct Metadata {
     name: Leaf<String>,
     namespace: Leaf<String>,
     resource_version: Leaf<String>,
+    deletion_timestamp: Leaf<String>,
     labels: Texts,
     annotations: Texts,
 }
@@ -101,6 +103,11 @@ impl Metadata {
     /// Namespace and name.
     pub(crate) fn key(&self) -> ObjectKey {
         ObjectKey::new(self.namespace.text(), self.name.text())
+    }
+
+    /// Whether it is gone once its finalizers are done.
+    fn is_being_deleted(&self) -> bool {
+        !self.deletion_timestamp.is_absent()
     }
 
     fn left_to_other_proxy(&self) -> bool {

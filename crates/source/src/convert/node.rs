@@ -13,6 +13,9 @@ use crate::lenient::{Leaf, List, Part, shorten};
 
 const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 
+/// What the cluster autoscaler puts on a node that it is about to take away (KEP-3836).
+const TAINT_LEAVING: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// The fabric's kind.
 pub(crate) const ANNOTATION_BACKEND_TYPE: &str = "flannel.alpha.coreos.com/backend-type";
 /// Identifier and hardware address of the IPv4 tunnel device, as JSON.
@@ -45,6 +48,13 @@ struct Spec {
     pod_cidr: Leaf<String>,
     #[serde(rename = "podCIDRs")]
     pod_cidrs: List<Leaf<String>>,
+    taints: List<Part<Taint>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Taint {
+    key: Leaf<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -97,6 +107,7 @@ impl Table for Nodes {
             addresses,
             pod_prefixes: pod_prefixes(&spec, problems),
             tunnel: tunnel(metadata, problems),
+            leaving: metadata.is_being_deleted() || spec.taints.0.iter().any(|it| it.0.key.text() == TAINT_LEAVING),
             zone: metadata.labels.get(LABEL_ZONE).filter(|zone| !zone.is_empty()).map(Into::into),
         }))
     }

@@ -9,6 +9,7 @@ use portolan_net::{Family, ObjectKey, ObjectKind};
 use portolan_state::{Object, ObjectRef, Service, ServicePort, ServiceType};
 use serde::Deserialize;
 
+use super::traffic::{self, Status, TrafficView};
 use super::{Metadata, Outcome, Problems, Table};
 use crate::lenient::{Leaf, List, Part, shorten};
 
@@ -21,6 +22,7 @@ pub(crate) struct Services;
 pub(crate) struct ServiceView {
     metadata: Part<Metadata>,
     spec: Part<Spec>,
+    status: Part<Status>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -35,6 +37,8 @@ struct Spec {
     external_name: Leaf<String>,
     ports: List<Part<PortView>>,
     publish_not_ready_addresses: Leaf<bool>,
+    #[serde(flatten)]
+    traffic: TrafficView,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -80,6 +84,7 @@ impl Table for Services {
             cluster_addresses,
             headless,
             ports,
+            traffic: traffic::traffic(&spec.traffic, &view.status.0, problems),
             publish_not_ready: spec.publish_not_ready_addresses.good().unwrap_or(false),
         }))
     }

@@ -17,6 +17,7 @@ fn slice(name: &str, service: &str) -> Object {
         family: Family::V4,
         ports: Vec::new(),
         endpoints: Vec::new(),
+        headless: false,
     })
 }
 

@@ -23,6 +23,7 @@ fn view(fabric: FabricMode) -> NodeView {
         underlay_interface: "eth0".into(),
         underlay_mtu: 1500,
         bridge: "cni0".into(),
+        proxy: portolan_intent::services::ProxySettings::default(),
     }
 }
 
