@@ -148,12 +148,11 @@ fn sources(list: &List<Leaf<String>>, problems: &mut Problems) -> Option<Vec<IpN
             Leaf::Good(text) | Leaf::Bad(text) => text.trim(),
             Leaf::Absent => "",
         };
-        match text.parse::<IpNet>() {
-            Ok(prefix) => sources.push(prefix.trunc()),
-            Err(_) => {
-                let reason = format!("`{}` is not a prefix", shorten(text));
-                problems.note(field, reason, "write an address and a length, such as 203.0.113.0/24");
-            }
+        if let Ok(prefix) = text.parse::<IpNet>() {
+            sources.push(prefix.trunc());
+        } else {
+            let reason = format!("`{}` is not a prefix", shorten(text));
+            problems.note(field, reason, "write an address and a length, such as 203.0.113.0/24");
         }
     }
     sources.sort();
