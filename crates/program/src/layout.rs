@@ -34,3 +34,36 @@ pub const POD_LINK_PREFIX: &str = "veth";
 /// What the alias (`ip link … alias`) of each link that we made starts with: how links are recognised
 /// as ours after a restart.
 pub const LINK_ALIAS_PREFIX: &str = "portolan:";
+
+/// The chains of kube-proxy's names that we make: the tables that hold each, and its name. They are ours on a
+/// node where we serve, also those that a kube-proxy left there.
+pub const IPTABLES_CHAINS: [(&[&str], &str); 15] = [
+    (&["filter", "nat"], "KUBE-SERVICES"),
+    (&["filter", "nat"], "KUBE-NODEPORTS"),
+    (&["filter"], "KUBE-EXTERNAL-SERVICES"),
+    (&["filter"], "KUBE-FORWARD"),
+    (&["filter"], "KUBE-PROXY-FIREWALL"),
+    (&["nat"], "KUBE-POSTROUTING"),
+    (&["nat"], "KUBE-MARK-MASQ"),
+    (&["filter", "nat", "mangle"], "KUBE-PROXY-CANARY"),
+    // The kubelet has it too; where it holds what is not ours, it stays.
+    (&["filter"], "KUBE-FIREWALL"),
+    // The IPVS mode's.
+    (&["nat"], "KUBE-LOAD-BALANCER"),
+    (&["filter", "nat"], "KUBE-NODE-PORT"),
+    (&["nat"], "KUBE-FIREWALL"),
+    (&["filter"], "KUBE-SOURCE-RANGES-FIREWALL"),
+    (&["filter"], "KUBE-IPVS-FILTER"),
+    (&["filter"], "KUBE-IPVS-OUT-FILTER"),
+];
+
+/// What the names of chains of single Services and endpoints start with, all in the table `nat`. `KUBE-XLB-` is
+/// what kube-proxy had before 1.24 where it has `KUBE-EXT-` and `KUBE-SVL-` now.
+pub const IPTABLES_CHAIN_PREFIXES: [&str; 6] =
+    ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-", "KUBE-XLB-"];
+
+/// Whether a chain of iptables is ours, by the names of its table and itself.
+pub fn is_our_chain(table: &str, chain: &str) -> bool {
+    IPTABLES_CHAINS.iter().any(|(tables, name)| *name == chain && tables.contains(&table))
+        || table == "nat" && IPTABLES_CHAIN_PREFIXES.iter().any(|prefix| chain.starts_with(prefix))
+}

@@ -2,12 +2,14 @@
 //!
 //! - [`netlink`]: links, addresses, routes, neighbours, forwarding entries, sysctls.
 //! - [`nftables`]: our nftables tables.
+//! - [`iptables`]: kube-proxy's iptables chains.
 //! - [`layout`]: what the rooms share, and the contract with other software on the node.
 //!
 //! Every room has the same furniture: `program` (typed), `compile` (from intent), `diff`, `render`
 //! (the text a person knows), `interpret` (what the kernel would do to a packet). Rooms never import
 //! each other. Everything here is pure.
 
+pub mod iptables;
 pub mod layout;
 pub mod netlink;
 pub mod nftables;

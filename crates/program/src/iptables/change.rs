@@ -1,0 +1,77 @@
+//! One change of what the kernel holds.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Chain, Name, Program, Rule, TableKey};
+
+/// One change. A list of them is one `iptables-restore` per family.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// Makes a chain, if it is not there. One that is there loses its rules.
+    CreateChain(TableKey, Name),
+    /// Makes a chain of these rules, whatever it was.
+    FillChain(TableKey, Name, Arc<[Rule]>),
+    /// Puts a jump first in a built-in chain.
+    InsertJump(TableKey, Name, Rule),
+    /// Removes a jump from a built-in chain.
+    RemoveJump(TableKey, Name, Rule),
+    /// Deletes a chain with its rules. Nothing may lead to it any more.
+    DeleteChain(TableKey, Name),
+}
+
+impl Change {
+    /// The table that is changed.
+    pub fn table(&self) -> TableKey {
+        match self {
+            Change::CreateChain(table, _)
+            | Change::FillChain(table, ..)
+            | Change::InsertJump(table, ..)
+            | Change::RemoveJump(table, ..)
+            | Change::DeleteChain(table, _) => *table,
+        }
+    }
+
+    /// The chain that is changed.
+    pub fn chain(&self) -> &Name {
+        match self {
+            Change::CreateChain(_, chain)
+            | Change::FillChain(_, chain, _)
+            | Change::InsertJump(_, chain, _)
+            | Change::RemoveJump(_, chain, _)
+            | Change::DeleteChain(_, chain) => chain,
+        }
+    }
+}
+
+impl Program {
+    /// What the kernel holds once it has made a change.
+    pub fn apply(&mut self, change: &Change) {
+        let table = self.tables.entry(change.table()).or_default();
+        match change {
+            Change::CreateChain(_, name) => {
+                table.chains.insert(name.clone(), Chain::default());
+            }
+            Change::FillChain(_, name, rules) => {
+                table.chains.insert(name.clone(), Chain::of(rules.clone()));
+            }
+            Change::InsertJump(_, name, rule) => {
+                let chain = table.chains.entry(name.clone()).or_insert_with(|| Chain::built_in([]));
+                chain.rules = std::iter::once(rule).chain(chain.rules.iter()).cloned().collect();
+            }
+            Change::RemoveJump(_, name, rule) => {
+                if let Some(chain) = table.chains.get_mut(name)
+                    && let Some(position) = chain.rules.iter().position(|it| it.is_same(rule))
+                {
+                    let mut rules = chain.rules.to_vec();
+                    rules.remove(position);
+                    chain.rules = rules.into();
+                }
+            }
+            Change::DeleteChain(_, name) => {
+                table.chains.remove(name);
+            }
+        }
+    }
+}
