@@ -10,12 +10,12 @@
 
 mod process;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 
+use crate::recipe;
 use process::{Binaries, Cluster};
 
 const USAGE: &str = "usage: cargo xtask kube-apiserver [--out DIR] | run --dir DIR";
@@ -31,11 +31,7 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
 }
 
 fn build(directory: &Path) -> anyhow::Result<()> {
-    let recipe = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("recipes/kube-apiserver.sh");
-    let status = Command::new(&recipe).arg(directory).status();
-    let status = status.with_context(|| format!("cannot start {}", recipe.display()))?;
-    ensure!(status.success(), "the recipe {} failed: {status}", recipe.display());
-    say(&directory.join("kube-apiserver"));
+    recipe::say(&recipe::build("kube-apiserver", directory)?);
     Ok(())
 }
 
@@ -43,14 +39,9 @@ fn serve(directory: &Path) -> anyhow::Result<()> {
     const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
     let binaries = Binaries::find().map_err(anyhow::Error::msg)?;
     let mut cluster = Cluster::start(binaries, directory).context("cannot start the server")?;
-    say(&cluster.kubeconfig());
+    recipe::say(&cluster.kubeconfig());
     while !cluster.has_ended()? {
         std::thread::sleep(LOOK_AGAIN_AFTER);
     }
     bail!("the server ended: see kube-apiserver.log and etcd.log in {}", directory.display())
-}
-
-#[expect(clippy::print_stdout, reason = "this is the command's output")]
-fn say(path: &Path) {
-    println!("{}", path.display());
 }

@@ -3,6 +3,8 @@
 mod bench;
 mod guest;
 mod kube_apiserver;
+mod kube_proxy;
+mod recipe;
 mod test;
 
 use std::process::ExitCode;
@@ -14,9 +16,10 @@ fn main() -> anyhow::Result<ExitCode> {
     match arguments.split_first() {
         Some((task, rest)) if task == "guest" => return guest::run(rest),
         Some((task, rest)) if task == "kube-apiserver" => kube_apiserver::run(rest)?,
+        Some((task, rest)) if task == "kube-proxy" => kube_proxy::run(rest)?,
         Some((task, rest)) if task == "test" => test::run(rest)?,
         Some((task, rest)) if task == "bench" => bench::run(rest)?,
-        _ => bail!("usage: cargo xtask bench … | guest … | kube-apiserver … | test …"),
+        _ => bail!("usage: cargo xtask bench … | guest … | kube-apiserver … | kube-proxy … | test …"),
     }
     Ok(ExitCode::SUCCESS)
 }

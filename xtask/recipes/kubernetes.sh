@@ -1,9 +1,9 @@
 #!/bin/sh
-# Builds kube-apiserver from Debian 12's source package of Kubernetes, and nothing but it.
+# Builds one program of Debian 12's source package of Kubernetes, and nothing but it.
 #
-#     kube-apiserver.sh DIRECTORY
+#     kubernetes.sh kube-apiserver|kube-proxy DIRECTORY
 #
-# The binary ends up as DIRECTORY/kube-apiserver; if it is there already, nothing happens.
+# The binary ends up as DIRECTORY/PROGRAM; if it is there already, nothing happens.
 # Everything comes from the Debian mirror that apt already uses: the compiler, the source, and one
 # library. The machine's own apt sources are not changed. About 3 minutes and 2 GB of scratch space.
 #
@@ -11,25 +11,28 @@
 # 1.20.2: the newest release whose server can be built from Debian alone.
 set -eu
 
-if [ $# -ne 1 ]; then
-    echo "usage: $0 DIRECTORY" >&2
+case "$#:${1-}" in
+2:kube-apiserver | 2:kube-proxy) program=$1 ;;
+*)
+    echo "usage: $0 kube-apiserver|kube-proxy DIRECTORY" >&2
     exit 2
-fi
-mkdir -p "$1"
-target=$(cd "$1" && pwd)
-[ -x "$target/kube-apiserver" ] && exit 0
+    ;;
+esac
+mkdir -p "$2"
+target=$(cd "$2" && pwd)
+[ -x "$target/$program" ] && exit 0
 
 release='1.20.5+really1.20.2-1.1+deb12u1'
 suite=bookworm
 
-say() { echo "kube-apiserver: $*" >&2; }
+say() { echo "$program: $*" >&2; }
 
 if [ "$(id -u)" -ne 0 ]; then
     say "installing build tools needs root: run this as root once, the binary is kept in $target"
     exit 3
 fi
 
-scratch=$(mktemp -d "${TMPDIR:-/tmp}/kube-apiserver.XXXXXX")
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/$program.XXXXXX")
 trap 'chmod -R u+w "$scratch" 2>/dev/null; rm -rf "$scratch"' EXIT
 trap 'exit 1' INT TERM HUP
 
@@ -81,12 +84,12 @@ say 'compiling'
 export HOME="$scratch/home" GOCACHE="$scratch/cache" GOTOOLCHAIN=local GO111MODULE=off CGO_ENABLED=0
 export KUBE_GIT_VERSION=v1.20.2 KUBE_GIT_MAJOR=1 KUBE_GIT_MINOR=20 KUBE_GIT_COMMIT=debian KUBE_GIT_TREE_STATE=clean
 mkdir -p "$HOME"
-make WHAT=cmd/kube-apiserver GOLDFLAGS='-s -w' >"$scratch/build.log" 2>&1 || {
+make WHAT="cmd/$program" GOLDFLAGS='-s -w' >"$scratch/build.log" 2>&1 || {
     tail -n 40 "$scratch/build.log" >&2
     say 'the build failed; its last lines are above'
     exit 4
 }
 # Moved into place in one step: a reader finds the whole binary or none.
-install -m 755 _output/local/go/bin/kube-apiserver "$target/.kube-apiserver.new"
-mv "$target/.kube-apiserver.new" "$target/kube-apiserver"
-say "built $target/kube-apiserver"
+install -m 755 "_output/local/go/bin/$program" "$target/.$program.new"
+mv "$target/.$program.new" "$target/$program"
+say "built $target/$program"
