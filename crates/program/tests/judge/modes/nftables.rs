@@ -1,0 +1,91 @@
+//! The nftables mode.
+
+use std::collections::BTreeSet;
+
+use portolan_intent::masquerade::MasqueradeIntent;
+use portolan_intent::services::{DetectLocal, FrontendUpdate, NodePortAddresses};
+use portolan_net::{Family, Origin, Packet};
+use portolan_program::nftables::{Choice, Compiler, Environment, Hook as NftHook, Verdict as NftVerdict, interpret};
+use portolan_state::{Service, TrafficPolicy};
+
+use super::Mode;
+use super::hooks::{self, Around, Hook, Passed, Verdict};
+use crate::answer::{Answer, Question};
+use crate::cluster::{Cluster, Follower};
+
+pub(super) struct Nftables {
+    compiler: Compiler,
+}
+
+impl Nftables {
+    pub(super) fn new(cluster: &Cluster) -> Nftables {
+        let mut compiler = Compiler::new(&cluster.view(), &Family::ALL);
+        // Pods' own traffic is not judged here.
+        let nothing = MasqueradeIntent {
+            sources: Vec::new(),
+            except: Cluster::cluster_prefixes(),
+            origin: Origin::configuration("masquerade"),
+        };
+        compiler.set_masquerade(&nothing);
+        Nftables { compiler }
+    }
+
+    fn interpret(&self, hook: Hook, packet: Packet, around: &Around) -> Passed {
+        let hook = match hook {
+            Hook::Prerouting => NftHook::Prerouting,
+            Hook::Input => NftHook::Input,
+            Hook::Forward => NftHook::Forward,
+            Hook::Output => NftHook::Output,
+            Hook::Postrouting => NftHook::Postrouting,
+        };
+        let environment = Environment {
+            local_addresses: around.local.clone(),
+            in_interface: around.came_by.map(str::to_owned),
+            out_interface: around.leaves_by.map(|(link, _)| link.to_owned()),
+            out_address: around.leaves_by.map(|(_, address)| address),
+            established: false,
+            destination_translated: around.translated,
+        };
+        let choice = around.prefer.map_or(Choice::First, Choice::Prefer);
+        let outcome = interpret(self.compiler.program(), packet, hook, &environment, choice);
+        Passed {
+            verdict: match outcome.verdict {
+                NftVerdict::Accept => Verdict::Accept,
+                NftVerdict::Drop => Verdict::Drop,
+                NftVerdict::Reject(_) => Verdict::Reject,
+            },
+            packet: outcome.packet,
+            possible: outcome.alternatives.iter().map(|it| it.socket).collect::<BTreeSet<_>>(),
+        }
+    }
+}
+
+impl Mode for Nftables {
+    fn name(&self) -> &'static str {
+        "nftables"
+    }
+
+    fn update(&mut self, _cluster: &Cluster, _follower: &Follower, updates: &[FrontendUpdate]) {
+        self.compiler.update_services(updates);
+    }
+
+    /// Not yet every policy and setting.
+    fn knows(&self, cluster: &Cluster) -> bool {
+        let settings = &cluster.settings;
+        let is_plain = |service: &Service| {
+            let traffic = &service.traffic;
+            (traffic.internal_policy, traffic.external_policy) == (TrafficPolicy::Cluster, TrafficPolicy::Cluster)
+                && traffic.load_balancer_sources.is_none()
+        };
+        settings.detect_local == DetectLocal::ClusterPrefixes
+            && settings.node_port_addresses == NodePortAddresses::All
+            && !settings.masquerade_all
+            && cluster.services.values().all(is_plain)
+            // A pod that reaches itself is known by its endpoint's node.
+            && cluster.slices.values().flat_map(|slice| &slice.endpoints).all(|endpoint| endpoint.node.is_some())
+    }
+
+    fn answer(&self, cluster: &Cluster, question: &Question) -> Answer {
+        hooks::answer(cluster, question, &|hook, packet, around| self.interpret(hook, packet, around))
+    }
+}
