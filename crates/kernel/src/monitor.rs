@@ -20,6 +20,9 @@ const NETFILTER_GROUPS: [u32; 1] = [7];
 /// Events that wait to be taken. More than that are an overrun: reading all again is cheaper.
 const EVENTS_MAX: usize = 4096;
 
+/// Datagrams that are thrown away after an overrun: more than any receive buffer holds.
+const DRAINED_MAX: usize = 1 << 20;
+
 const IFLA_IFNAME: u16 = 3;
 const LINK_HEADER: usize = 16;
 const NUD_PERMANENT: u16 = 0x80;
@@ -87,12 +90,12 @@ impl Monitor {
     pub fn next_event(&mut self) -> Option<Event> {
         while self.waiting.is_empty() {
             // Changes come in bursts of one kind: the second socket is looked at when the first is empty.
-            let route = self.route.notifications();
+            let route = receive(&mut self.route);
             if !matches!(route, Ok(None)) {
                 self.take(route, route_event);
                 continue;
             }
-            let netfilter = self.netfilter.as_mut().map_or(Ok(None), Socket::notifications);
+            let netfilter = self.netfilter.as_mut().map_or(Ok(None), receive);
             if matches!(netfilter, Ok(None)) {
                 return None;
             }
@@ -124,6 +127,23 @@ impl Monitor {
             self.waiting.push_back(Event::Overrun);
         }
     }
+}
+
+/// The notifications of one datagram.
+///
+/// The kernel says once that it dropped some, and goes on to drop in silence until the queue is empty
+/// (`NETLINK_S_CONGESTED` in af_netlink.c). So the queue is emptied before the overrun is told: whoever then
+/// reads everything misses nothing.
+fn receive(socket: &mut Socket) -> Result<Option<Vec<(u32, OwnedMessage)>>, KernelError> {
+    let received = socket.notifications();
+    if received.is_err() {
+        for _ in 0..DRAINED_MAX {
+            if matches!(socket.notifications(), Ok(None)) {
+                break;
+            }
+        }
+    }
+    received
 }
 
 fn route_event(message: &OwnedMessage) -> Option<Event> {
@@ -162,6 +182,34 @@ mod tests {
         monitor.waiting.extend((0..=EVENTS_MAX).map(|number| Event::Link(number.to_string())));
         monitor.take(Ok(Some(routes)), route_event);
         assert_eq!(monitor.waiting, [Event::Overrun]);
+    }
+
+    /// What was dropped while the queue was still being read must not be missed either.
+    #[test]
+    fn an_overrun_is_told_when_nothing_more_can_be_lost() {
+        use crate::netns::{Namespace, in_namespace};
+        use crate::rawnetlink::MessageBuilder;
+        use nix::sys::socket::{setsockopt, sockopt};
+
+        let Ok(namespace) = Namespace::create_unnamed() else {
+            println!("skipped: making network namespaces needs root");
+            return;
+        };
+        let events = in_namespace(&namespace, || {
+            let mut monitor = Monitor::open().unwrap();
+            setsockopt(&monitor.route.fd(), sockopt::RcvBuf, &4096).unwrap();
+            let mut socket = Socket::open(Protocol::Route, &[]).unwrap();
+            let address = |last| {
+                let mut builder = MessageBuilder::new(libc::RTM_NEWADDR, 0);
+                // `struct ifaddrmsg`: IPv4, /32, on the loopback interface, which is the first.
+                builder.header(&[2, 32, 0, 0, 1, 0, 0, 0]);
+                builder.put_bytes(2, &[127, 1, 0, last]);
+                builder.finish()
+            };
+            assert!(socket.batch((1..200).map(address).collect()).iter().all(Result::is_ok));
+            std::iter::from_fn(|| monitor.next_event()).collect::<Vec<_>>()
+        });
+        assert_eq!(events.unwrap().last(), Some(&Event::Overrun));
     }
 
     #[test]
