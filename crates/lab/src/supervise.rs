@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
@@ -44,7 +44,7 @@ pub fn supervise(name: &str) -> Result<()> {
     let layout = Layout::new(name)?;
     // Its own session: the terminal that started the lab may close.
     let _ = nix::unistd::setsid();
-    std::fs::write(layout.supervisor_pid(), std::process::id().to_string()).context("writing the supervisor's id")?;
+    write_whole(&layout.supervisor_pid(), &std::process::id().to_string()).context("writing the supervisor's id")?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the supervisor")?;
     let result = tokio::task::LocalSet::new().block_on(&runtime, run(layout.clone()));
@@ -145,7 +145,7 @@ async fn keep_agent(layout: Layout, description: Description, node: String, read
 }
 
 /// Says that the agent is ready once its socket takes connections.
-async fn answers(socket: &std::path::Path, ready: &watch::Sender<bool>) {
+async fn answers(socket: &Path, ready: &watch::Sender<bool>) {
     while UnixStream::connect(socket).await.is_err() {
         tokio::time::sleep(SOCKET_PERIOD).await;
     }
@@ -162,9 +162,16 @@ fn start_agent(layout: &Layout, description: &Description, node: &str) -> anyhow
         directory.join("agent.yaml").into_os_string(),
     ];
     let child = start(description, &entry, &command, &directory.join("agent.log"), &[])?;
-    std::fs::write(directory.join("agent.pid"), child.id().unwrap_or_default().to_string())
+    write_whole(&directory.join("agent.pid"), &child.id().unwrap_or_default().to_string())
         .context("writing agent.pid")?;
     Ok(child)
+}
+
+/// Writes a file that is there as a whole or not at all: others read it as soon as it appears.
+fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+    let unfinished = path.with_extension("new");
+    std::fs::write(&unfinished, text)?;
+    std::fs::rename(&unfinished, path)
 }
 
 /// The servers outside the cluster: echo and DNS. They live as long as the returned handles.

@@ -72,6 +72,11 @@ pub const SERVICES: [&str; 1] = ["nftables"];
 /// # Errors
 /// If it does not come up. Nothing of it is left then, unless `keep` is set.
 pub fn up(options: &UpOptions, progress: &mut dyn FnMut(&str)) -> Result<()> {
+    guarded(options, progress).map(drop)
+}
+
+/// The same. Interrupted while the returned guard lives, the lab is taken down; with `keep` there is none.
+pub(crate) fn guarded(options: &UpOptions, progress: &mut dyn FnMut(&str)) -> Result<Option<Guard>> {
     let layout = Layout::new(&options.name)?;
     checks::check_name(&layout)?;
     let manifests = read_manifests(&options.manifests)?;
@@ -80,12 +85,25 @@ pub fn up(options: &UpOptions, progress: &mut dyn FnMut(&str)) -> Result<()> {
     for warning in &manifests.warnings {
         progress(&format!("warning: {warning}"));
     }
+    // From here on there is something to take down. Not before: the lab of this name might be another's.
     create_directory(&layout)?;
-    let result = bring_up(&layout, &description, &manifests, options, progress);
-    if result.is_err() && !options.keep {
-        let _ = crate::down::down(&options.name);
+    let guard = match (!options.keep).then(|| Guard::new(layout.name())).transpose() {
+        Ok(guard) => guard,
+        Err(error) => {
+            let _ = crate::down::down(&options.name);
+            return Err(error.into());
+        }
+    };
+    let result = bring_up(&layout, &description, &manifests, options, guard.as_ref(), progress);
+    if let Err(error) = result {
+        // Waits, where the lab is being taken down already.
+        drop(guard);
+        if !options.keep {
+            let _ = crate::down::down(&options.name);
+        }
+        return Err(error);
     }
-    result
+    Ok(guard)
 }
 
 fn bring_up(
@@ -93,17 +111,20 @@ fn bring_up(
     description: &Description,
     manifests: &Manifests,
     options: &UpOptions,
+    guard: Option<&Guard>,
     progress: &mut dyn FnMut(&str),
 ) -> Result<()> {
     description.save(layout)?;
     let objects = serde_json::to_vec(&manifests.objects).context("writing the manifests")?;
     fs::write(layout.manifests(), objects).context("writing the manifests")?;
     let mut supervisor = start_supervisor(layout, &description.program)?;
-    follow(&mut supervisor, layout, progress)?;
+    if let Some(guard) = guard {
+        guard.supervisor_starts(supervisor.id());
+    }
+    follow(&mut supervisor, layout, guard, progress)?;
     if !options.wait {
         return Ok(());
     }
-    let _guard = (!options.keep).then(|| Guard::new(layout.name())).transpose()?;
     wait::wait(layout, description, progress)
 }
 
@@ -180,7 +201,17 @@ fn start_supervisor(layout: &Layout, program: &Path) -> Result<Child> {
 }
 
 /// Reads the supervisor's reports until it is ready.
-fn follow(supervisor: &mut Child, layout: &Layout, progress: &mut dyn FnMut(&str)) -> Result<()> {
+fn follow(
+    supervisor: &mut Child,
+    layout: &Layout,
+    guard: Option<&Guard>,
+    progress: &mut dyn FnMut(&str),
+) -> Result<()> {
+    let started = || {
+        if let Some(guard) = guard {
+            guard.supervisor_started();
+        }
+    };
     let (sender, lines) = mpsc::channel();
     let Some(output) = supervisor.stdout.take() else {
         return Err(anyhow::anyhow!("the supervisor has no output").into());
@@ -198,8 +229,12 @@ fn follow(supervisor: &mut Child, layout: &Layout, progress: &mut dyn FnMut(&str
         match lines.recv_timeout(left) {
             Ok(line) => match serde_json::from_str(&line) {
                 Ok(Report::Progress(text)) => progress(&text),
-                Ok(Report::Ready) => return Ok(()),
+                Ok(Report::Ready) => {
+                    started();
+                    return Ok(());
+                }
                 Ok(Report::Failed { what, hint, code }) => {
+                    started();
                     let _ = supervisor.wait();
                     return Err(Report::error(what, hint, code));
                 }
@@ -210,6 +245,7 @@ fn follow(supervisor: &mut Child, layout: &Layout, progress: &mut dyn FnMut(&str
                 return Err(LabError::negative(what, tail(&layout.supervisor_log())));
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => {
+                started();
                 let status = supervisor.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
                 let log = tail(&layout.supervisor_log());
                 return Err(anyhow::anyhow!("the lab's supervisor ended with {status}:\n{log}").into());

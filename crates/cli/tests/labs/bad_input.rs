@@ -115,14 +115,20 @@ fn an_interrupted_wait_leaves_nothing_behind() {
         "apiVersion: v1\nkind: Pod\nmetadata: {name: deaf, annotations: {portolan.dev/run: sleep 1000}}\n\
          spec: {containers: [{name: c, image: i, ports: [{containerPort: 80}]}]}\n",
     );
-    let mut up = lab.start("up", &["-f", &file, "--nodes", "1", "--wait"]);
-    let runs = |entry: std::io::Result<std::fs::DirEntry>| entry.is_ok_and(|it| it.path().join("pod.json").exists());
     let pods = lab.directory().join("pods");
-    until("the pod runs", || std::fs::read_dir(&pods).is_ok_and(|mut pods| pods.any(runs)));
-    let process = nix::unistd::Pid::from_raw(i32::try_from(up.id()).expect("a process id"));
-    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGINT).expect("interrupting");
-    assert_eq!(up.wait().expect("waiting").code(), Some(130));
-    lab.assert_gone();
+    let runs = |entry: std::io::Result<std::fs::DirEntry>| entry.is_ok_and(|it| it.path().join("pod.json").exists());
+    // Each round is interrupted at another moment.
+    for moment in ["lab.json", "supervisor.pid", "supervisor.sock", "api.sock", "nodes/node-1/agent.pid", "a pod"] {
+        let mut up = lab.start("up", &["-f", &file, "--nodes", "1", "--wait"]);
+        until(moment, || match moment {
+            "a pod" => std::fs::read_dir(&pods).is_ok_and(|mut pods| pods.any(runs)),
+            file => lab.directory().join(file).exists(),
+        });
+        let process = nix::unistd::Pid::from_raw(i32::try_from(up.id()).expect("a process id"));
+        nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGINT).expect("interrupting");
+        assert_eq!(up.wait().expect("waiting").code(), Some(130), "{moment}");
+        lab.assert_gone();
+    }
 }
 
 #[test]

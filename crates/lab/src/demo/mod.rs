@@ -15,7 +15,6 @@ use anyhow::Context as _;
 
 use crate::client::Client;
 use crate::description::Description;
-use crate::interrupt::Guard;
 use crate::status::columns;
 use crate::{LabError, Layout, Result, UpOptions};
 
@@ -30,8 +29,7 @@ pub use run::Outcome;
 /// If the lab does not come up or a way cannot be tried at all.
 pub fn demo(options: &UpOptions, progress: &mut dyn FnMut(&str), output: &mut dyn Write) -> Result<bool> {
     let begun = Instant::now();
-    crate::up(options, progress)?;
-    let _guard = (!options.keep).then(|| Guard::new(&options.name)).transpose()?;
+    let _guard = crate::up::guarded(options, progress)?;
     let result = show(options, begun, progress, output);
     if options.keep {
         return result;
