@@ -65,7 +65,7 @@ impl Runner {
         loop {
             let started = Instant::now();
             let mut rounds = 0;
-            while !followed.mirror.dirty.is_empty() && rounds < CONTROLLER_ROUNDS_MAX {
+            while followed.mirror.is_dirty() && rounds < CONTROLLER_ROUNDS_MAX {
                 self.round(&mut followed.mirror).await?;
                 rounds += 1;
                 while self.take_waiting(&mut followed)? {}

@@ -9,16 +9,20 @@ use super::{Action, Mirror, conditioned, controlled_by, with_conditions};
 use crate::fields::{
     at, canonical, controller_uid, flag, is_terminating, label, name, namespace, number, set, suffix, text, uid,
 };
+use crate::resources::table_name;
 
 const HASH_LABEL: &str = "pod-template-hash";
 const REVISION: &str = "deployment.kubernetes.io/revision";
 
 pub(super) fn reconcile(view: &Mirror, now_seconds: i64, actions: &mut Vec<Action>) {
-    for deployment in view.all("Deployment").filter(|deployment| !is_terminating(deployment)) {
-        let owned: Vec<&Value> = view
-            .within("ReplicaSet", namespace(deployment))
-            .filter(|set| controller_uid(set) == Some(uid(deployment)) && !is_terminating(set))
-            .collect();
+    for deployment in view.due_deployments().into_iter().filter(|deployment| !is_terminating(deployment)) {
+        let is_own = |set: &&Value| {
+            table_name(set) == "ReplicaSet"
+                && namespace(set) == namespace(deployment)
+                && controller_uid(set) == Some(uid(deployment))
+                && !is_terminating(set)
+        };
+        let owned: Vec<&Value> = view.owned_by(uid(deployment)).filter(is_own).collect();
         roll(deployment, &owned, actions);
         status(deployment, &owned, now_seconds, actions);
     }

@@ -11,8 +11,8 @@ use serde_json::{Map, Value, json};
 
 use super::{Action, Mirror, controlled_by};
 use crate::fields::{
-    at, canonical, condition_holds, flag, generated_name, is_terminating, items, label, name, namespace, set, suffix,
-    text, texts, uid,
+    at, canonical, condition, condition_holds, flag, format_time, generated_name, is_terminating, items, label, name,
+    namespace, parse_time, remove, set, suffix, text, texts, uid,
 };
 use crate::selector::LabelSelector;
 
@@ -26,7 +26,8 @@ pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(super) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 pub(super) const HEADLESS: &str = "service.kubernetes.io/headless";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
-const ZONE: &str = "topology.kubernetes.io/zone";
+pub(super) const ZONE: &str = "topology.kubernetes.io/zone";
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// What slices of one family and one list of ports shall hold.
 pub(super) type Wanted = BTreeMap<(String, String), (Value, Vec<Value>)>;
@@ -36,12 +37,16 @@ pub(super) struct Scope<'a> {
     pub(super) owner: &'a Value,
     pub(super) manager: &'static str,
     pub(super) labels: Value,
+    /// When that happened which a change of the slices follows, in seconds since 1970.
+    pub(super) trigger: Option<i64>,
 }
 
-pub(super) fn reconcile(view: &Mirror, actions: &mut Vec<Action>) {
-    for service in view.all("Service").filter(|service| has_selector(service) && !is_terminating(service)) {
+pub(super) fn reconcile(view: &Mirror, services: &[&Value], actions: &mut Vec<Action>) {
+    for service in services.iter().copied().filter(|service| has_selector(service) && !is_terminating(service)) {
         let mut wanted = Wanted::new();
+        let mut trigger = parse_time(text(service, "metadata.creationTimestamp"));
         for (pod, ports) in selected_pods(view, service) {
+            trigger = trigger.max(condition(pod, "Ready").and_then(|it| parse_time(text(it, "lastTransitionTime"))));
             for address in pod_addresses(pod) {
                 let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
                 if !texts(service, "spec.ipFamilies").any(|it| it == family) {
@@ -52,7 +57,7 @@ pub(super) fn reconcile(view: &Mirror, actions: &mut Vec<Action>) {
                 group.1.push(endpoint(view, service, pod, address));
             }
         }
-        let scope = Scope { owner: service, manager: MANAGER, labels: slice_labels(service, MANAGER) };
+        let scope = Scope { owner: service, manager: MANAGER, labels: slice_labels(service, MANAGER), trigger };
         let families: Vec<&str> = texts(service, "spec.ipFamilies").collect();
         place(view, &scope, &families, wanted, actions);
     }
@@ -68,7 +73,8 @@ pub(super) fn has_selector(service: &Value) -> bool {
 pub(super) fn selected_pods<'a>(view: &'a Mirror, service: &'a Value) -> Vec<(&'a Value, Value)> {
     let Ok(selector) = LabelSelector::from_object(at(service, "spec.selector")) else { return Vec::new() };
     let is_finished = |pod: &Value| matches!(text(pod, "status.phase"), "Failed" | "Succeeded");
-    view.within("Pod", namespace(service))
+    view.pods_labelled(namespace(service), at(service, "spec.selector"))
+        .into_iter()
         .filter(|pod| selector.matches(at(pod, "metadata.labels")) && !is_finished(pod))
         .filter(|pod| !pod_addresses(pod).is_empty())
         .map(|pod| (pod, resolved_ports(service, pod)))
@@ -126,7 +132,7 @@ fn endpoint(view: &Mirror, service: &Value, pod: &Value, address: IpAddr) -> Val
         "addresses": [address.to_string()],
         "conditions": {
             "ready": publishes_all || (is_serving && !terminating),
-            "serving": publishes_all || is_serving,
+            "serving": is_serving,
             "terminating": terminating,
         },
     });
@@ -137,12 +143,34 @@ fn endpoint(view: &Mirror, service: &Value, pod: &Value, address: IpAddr) -> Val
     let node = text(pod, "spec.nodeName");
     if !node.is_empty() {
         set(&mut endpoint, "nodeName", json!(node));
-        if let Some(zone) = view.get("Node", "", node).and_then(|node| label(node, ZONE)) {
+        if let Some(zone) =
+            view.get("Node", "", node).and_then(|node| label(node, ZONE)).filter(|zone| !zone.is_empty())
+        {
             set(&mut endpoint, "zone", json!(zone));
         }
     }
     set(&mut endpoint, "targetRef", pod_reference(pod));
+    if let Some(hints) = hints(text(service, "spec.trafficDistribution"), &endpoint) {
+        set(&mut endpoint, "hints", hints);
+    }
     endpoint
+}
+
+/// For whom an endpoint is meant, where its Service wants traffic to stay close (KEP-4444, KEP-3015): for
+/// its own zone, and for its own node if that is preferred. Only ready endpoints have hints.
+fn hints(distribution: &str, endpoint: &Value) -> Option<Value> {
+    let is_close = matches!(distribution, "PreferClose" | "PreferSameZone" | "PreferSameNode");
+    if !is_close || !flag(endpoint, "conditions.ready") {
+        return None;
+    }
+    let mut hints = Map::new();
+    if let Some(zone) = at(endpoint, "zone").as_str() {
+        hints.insert("forZones".into(), json!([{"name": zone}]));
+    }
+    if let Some(node) = at(endpoint, "nodeName").as_str().filter(|_| distribution == "PreferSameNode") {
+        hints.insert("forNodes".into(), json!([{"name": node}]));
+    }
+    (!hints.is_empty()).then_some(Value::Object(hints))
 }
 
 pub(super) fn pod_reference(pod: &Value) -> Value {
@@ -242,6 +270,10 @@ fn fill(
         set(&mut updated, "metadata.labels", scope.labels.clone());
         set(&mut updated, "metadata.ownerReferences", controlled_by(scope.owner));
         if canonical(&updated) != canonical(slice) {
+            let before = at(slice, "metadata.annotations").get(TRIGGER_TIME).and_then(Value::as_str);
+            // A change that nothing newer explains has no time: an old one would be a wrong measurement.
+            let trigger = scope.trigger.filter(|now| before.and_then(parse_time).is_none_or(|before| before < *now));
+            set_trigger_time(&mut updated, trigger);
             actions.push(Action::Update(updated));
         }
     }
@@ -260,7 +292,7 @@ fn fill(
             .find(is_free);
         let Some(slice_name) = slice_name else { continue };
         names.insert(slice_name.clone());
-        actions.push(Action::Create(json!({
+        let mut slice = json!({
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
             "metadata": {
@@ -273,6 +305,22 @@ fn fill(
             "addressType": family,
             "endpoints": chunk,
             "ports": ports,
-        })));
+        });
+        set_trigger_time(&mut slice, scope.trigger);
+        actions.push(Action::Create(slice));
+    }
+}
+
+/// The annotation from which kube-proxy measures how long a change took to reach it.
+fn set_trigger_time(slice: &mut Value, trigger: Option<i64>) {
+    let mut annotations = at(slice, "metadata.annotations").as_object().cloned().unwrap_or_default();
+    annotations.shift_remove(TRIGGER_TIME);
+    if let Some(time) = trigger {
+        annotations.insert(TRIGGER_TIME.into(), json!(format_time(time)));
+    }
+    if annotations.is_empty() {
+        remove(slice, "metadata.annotations");
+    } else {
+        set(slice, "metadata.annotations", Value::Object(annotations));
     }
 }

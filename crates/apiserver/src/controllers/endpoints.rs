@@ -20,8 +20,8 @@ const MIRROR: &str = "endpointslicemirroring-controller.k8s.io";
 const SKIP_MIRROR: &str = "endpointslice.kubernetes.io/skip-mirror";
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 
-pub(super) fn reconcile(view: &Mirror, actions: &mut Vec<Action>) {
-    for service in view.all("Service").filter(|service| !is_terminating(service)) {
+pub(super) fn reconcile(view: &Mirror, services: &[&Value], actions: &mut Vec<Action>) {
+    for service in services.iter().copied().filter(|service| !is_terminating(service)) {
         if has_selector(service) {
             write(view, service, actions);
         } else if text(service, "spec.type") != "ExternalName"
@@ -153,6 +153,6 @@ fn mirror(view: &Mirror, endpoints: &Value, actions: &mut Vec<Action>) {
             }
         }
     }
-    let scope = Scope { owner: endpoints, manager: MIRROR, labels: slice_labels(endpoints, MIRROR) };
+    let scope = Scope { owner: endpoints, manager: MIRROR, labels: slice_labels(endpoints, MIRROR), trigger: None };
     place(view, &scope, &[], wanted, actions);
 }

@@ -4,7 +4,7 @@
 //! is another owner. Foreground deletion and orphaning work through the owner's finalizers, as in
 //! Kubernetes. A terminating Namespace loses its objects, then its finalizer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
@@ -23,24 +23,17 @@ pub(super) fn reconcile(view: &Mirror, actions: &mut Vec<Action>) {
             actions.push(Action::delete(object));
         }
     };
-    let owners: BTreeMap<&str, &Value> =
-        view.objects.values().flat_map(|objects| objects.values()).map(|object| (uid(object), object)).collect();
-    let mut dependents: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
-    for object in view.objects.values().flat_map(|objects| objects.values()) {
+    for object in view.due_owned() {
         let references = items(object, "metadata.ownerReferences");
-        for reference in references {
-            dependents.entry(text(reference, "uid")).or_default().push(object);
-        }
         // An owner of a kind that nobody watches here cannot be missed.
-        let is_gone = |reference: &Value| {
-            view.objects.contains_key(&table_name(reference)) && !owners.contains_key(text(reference, "uid"))
-        };
+        let is_gone = |reference: &Value| view.knows(&table_name(reference)) && !view.has_uid(text(reference, "uid"));
         if !references.is_empty() && references.iter().all(is_gone) {
             delete(object, actions);
         }
     }
-    for (owner_uid, owner) in owners.iter().filter(|(_, owner)| is_terminating(owner)) {
-        let below = dependents.get(owner_uid).map_or(&[][..], Vec::as_slice);
+    for owner in view.due_owners().into_iter().filter(|owner| is_terminating(owner)) {
+        let owner_uid = uid(owner);
+        let below: Vec<&Value> = view.owned_by(owner_uid).collect();
         let finalizers: Vec<&str> = texts(owner, "metadata.finalizers").collect();
         if finalizers.contains(&ORPHAN) {
             actions.extend(below.iter().map(|object| orphaned(object, owner_uid)));
@@ -48,7 +41,7 @@ pub(super) fn reconcile(view: &Mirror, actions: &mut Vec<Action>) {
                 actions.push(without_finalizer(owner, ORPHAN));
             }
         } else if finalizers.contains(&FOREGROUND) {
-            for object in below {
+            for object in &below {
                 delete(object, actions);
             }
             if below.is_empty() {
@@ -56,13 +49,11 @@ pub(super) fn reconcile(view: &Mirror, actions: &mut Vec<Action>) {
             }
         }
     }
-    for ended in view.all("Namespace").filter(|object| is_terminating(object)) {
+    for ended in view.due_namespaces().into_iter().filter(|object| is_terminating(object)) {
         let mut is_empty = true;
-        for kind in view.objects.keys() {
-            for object in view.within(kind, name(ended)) {
-                is_empty = false;
-                delete(object, actions);
-            }
+        for object in view.in_namespace(name(ended)) {
+            is_empty = false;
+            delete(object, actions);
         }
         if is_empty && !items(ended, "spec.finalizers").is_empty() {
             let mut done = ended.clone();

@@ -12,124 +12,30 @@
 //!   Event that is an hour old ─▶ delete
 //! ```
 //!
-//! A controller whose kinds did not change is left out of a pass. Whoever runs the passes applies each
-//! change to the `Mirror` at once, and calls `mark_all_dirty` when a write failed.
+//! A pass looks at what changed and at whom that concerns, which the `Mirror` notes as it takes changes;
+//! its result is that of a pass over everything. Whoever runs the passes applies each change to the
+//! `Mirror` at once, and calls `mark_all_dirty` when a write failed.
 
 mod deployment;
 mod endpoint_slice;
 mod endpoints;
 mod expiry;
 mod garbage;
+mod mirror;
 mod node_ipam;
 mod replica_set;
 mod scheduler;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use crate::admission::{NodePrefixLengths, Objects};
-use crate::fields::{condition, format_time, label, name, namespace, set, text, uid};
+use crate::admission::NodePrefixLengths;
+use crate::fields::{condition, format_time, name, namespace, set, text, uid};
 use crate::resources::table_name;
 
-/// The objects of all kinds as the controllers see them.
-#[derive(Debug, Clone, Default)]
-pub struct Mirror {
-    /// Objects by kind, then by namespace and name; a custom kind is named with its group, as
-    /// `Service.example.com`. A kind without an entry is not known, so its objects are neither made nor
-    /// missed.
-    pub objects: BTreeMap<String, Objects>,
-    /// The kinds with changes that no pass has seen.
-    pub dirty: BTreeSet<String>,
-    /// The names of the slices with the label of a Service: an index.
-    slices: BTreeMap<(String, String), BTreeSet<String>>,
-}
-
-impl Mirror {
-    /// An empty mirror that knows some kinds.
-    pub fn new(kinds: impl IntoIterator<Item = impl Into<String>>) -> Mirror {
-        let objects: BTreeMap<String, Objects> = kinds.into_iter().map(|kind| (kind.into(), Objects::new())).collect();
-        Mirror { dirty: objects.keys().cloned().collect(), objects, slices: BTreeMap::new() }
-    }
-
-    /// Puts an object in the place of its older self. The kind is the object's own.
-    pub fn upsert(&mut self, object: Value) {
-        let kind = table_name(&object);
-        let key = (namespace(&object).to_owned(), name(&object).to_owned());
-        let service = service_of(&object).map(str::to_owned);
-        let old = self.objects.entry(kind.clone()).or_default().insert(key.clone(), object);
-        if let Some(old) = old {
-            self.unlink(&old);
-        }
-        if let Some(service) = service {
-            self.slices.entry((key.0, service)).or_default().insert(key.1);
-        }
-        self.dirty.insert(kind);
-    }
-
-    fn unlink(&mut self, slice: &Value) {
-        let Some(service) = service_of(slice) else { return };
-        let key = (namespace(slice).to_owned(), service.to_owned());
-        if let Some(names) = self.slices.get_mut(&key) {
-            names.remove(name(slice));
-            if names.is_empty() {
-                self.slices.remove(&key);
-            }
-        }
-    }
-
-    /// The EndpointSlices with the label of a Service.
-    pub fn slices_of<'a>(&'a self, namespace: &'a str, service: &str) -> impl Iterator<Item = &'a Value> {
-        let names = self.slices.get(&(namespace.to_owned(), service.to_owned())).into_iter().flatten();
-        names.filter_map(move |name| self.get("EndpointSlice", namespace, name))
-    }
-
-    /// Takes an object out.
-    pub fn remove(&mut self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
-        let removed = self.objects.get_mut(kind)?.remove(&(namespace.to_owned(), name.to_owned()));
-        if let Some(removed) = &removed {
-            self.unlink(removed);
-            self.dirty.insert(kind.to_owned());
-        }
-        removed
-    }
-
-    /// One object.
-    pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<&Value> {
-        self.objects.get(kind)?.get(&(namespace.to_owned(), name.to_owned()))
-    }
-
-    /// All objects of a kind.
-    pub fn all(&self, kind: &str) -> impl Iterator<Item = &Value> {
-        self.objects.get(kind).into_iter().flat_map(BTreeMap::values)
-    }
-
-    /// The objects of a kind in one namespace.
-    pub fn within<'a>(&'a self, kind: &str, namespace: &'a str) -> impl Iterator<Item = &'a Value> {
-        let objects = self.objects.get(kind).map(|objects| objects.range((namespace.to_owned(), String::new())..));
-        objects.into_iter().flatten().take_while(move |(key, _)| key.0 == namespace).map(|(_, object)| object)
-    }
-
-    /// Takes the marks of the kinds that changed: the next pass looks at what comes after.
-    pub fn take_dirty(&mut self) -> BTreeSet<String> {
-        std::mem::take(&mut self.dirty)
-    }
-
-    /// Marks every kind: for the first pass, for a resync, and after a write that failed.
-    pub fn mark_all_dirty(&mut self) {
-        self.dirty = self.objects.keys().cloned().collect();
-    }
-
-    fn is_dirty(&self, kinds: &[&str]) -> bool {
-        kinds.iter().any(|kind| self.dirty.contains(*kind))
-    }
-}
-
-/// The Service that an EndpointSlice says it belongs to.
-fn service_of(object: &Value) -> Option<&str> {
-    (table_name(object) == "EndpointSlice").then(|| label(object, endpoint_slice::SERVICE_NAME)).flatten()
-}
+pub use mirror::Mirror;
 
 /// A write that a controller asks for. `Update` and `UpdateStatus` carry the resource version that
 /// the controller saw, so a conflict means that the next pass will think again.
@@ -199,31 +105,18 @@ impl Controllers {
 
     /// One pass: what must be written so that the cluster comes closer to what its objects ask for.
     ///
-    /// Only controllers whose kinds are in `view.dirty` look. When nothing is to be done for a view
-    /// with all kinds marked, the cluster is settled.
+    /// It looks at what changed since the last `take_dirty`. When nothing is to be done for a view with
+    /// everything marked, the cluster is settled.
     pub fn reconcile(&self, view: &Mirror, now_seconds: i64) -> Vec<Action> {
         let mut actions = Vec::new();
-        if view.is_dirty(&["Node"]) {
-            node_ipam::reconcile(view, &self.config, &mut actions);
-        }
-        if view.is_dirty(&["Deployment", "ReplicaSet"]) {
-            deployment::reconcile(view, now_seconds, &mut actions);
-        }
-        if view.is_dirty(&["ReplicaSet", "Pod"]) {
-            replica_set::reconcile(view, self.config.seed, now_seconds, &mut actions);
-        }
-        if view.is_dirty(&["Pod", "Node"]) {
-            scheduler::reconcile(view, now_seconds, &mut actions);
-        }
-        if view.is_dirty(&["Service", "Pod", "Node", "EndpointSlice"]) {
-            endpoint_slice::reconcile(view, &mut actions);
-        }
-        if view.is_dirty(&["Service", "Pod", "Endpoints", "EndpointSlice"]) {
-            endpoints::reconcile(view, &mut actions);
-        }
-        if view.is_dirty(&["Event"]) {
-            expiry::reconcile(view, now_seconds, &mut actions);
-        }
+        node_ipam::reconcile(view, &self.config, &mut actions);
+        deployment::reconcile(view, now_seconds, &mut actions);
+        replica_set::reconcile(view, self.config.seed, now_seconds, &mut actions);
+        scheduler::reconcile(view, now_seconds, &mut actions);
+        let services = view.due_services();
+        endpoint_slice::reconcile(view, &services, &mut actions);
+        endpoints::reconcile(view, &services, &mut actions);
+        expiry::reconcile(view, now_seconds, &mut actions);
         // What another controller writes in this pass is not taken away under it; the next pass looks again.
         let touched: BTreeSet<String> = actions.iter().filter_map(Action::uid).map(str::to_owned).collect();
         let mut collected = Vec::new();

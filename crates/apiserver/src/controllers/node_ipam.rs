@@ -7,13 +7,16 @@ use crate::admission::{Objects, node_prefixes};
 use crate::fields::{is_terminating, items, set, text};
 
 pub(super) fn reconcile(view: &Mirror, config: &ControllersConfig, actions: &mut Vec<Action>) {
-    if config.cluster_prefixes.is_empty() {
+    if config.cluster_prefixes.is_empty() || !view.has_due_nodes() {
         return;
     }
-    let Some(known) = view.objects.get("Node") else { return };
+    let Some(known) = view.table("Node") else { return };
     let is_bare = |node: &serde_json::Value| {
         text(node, "spec.podCIDR").is_empty() && items(node, "spec.podCIDRs").is_empty() && !is_terminating(node)
     };
+    if !known.values().any(is_bare) {
+        return;
+    }
     let mut nodes: Objects = known.clone();
     for (key, node) in known.iter().filter(|(_, node)| is_bare(node)) {
         // A full range leaves the node without; its agent reports that it waits for a podCIDR.

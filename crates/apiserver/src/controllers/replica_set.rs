@@ -11,16 +11,19 @@ use crate::fields::{
     at, condition, condition_holds, controller_uid, generated_name, is_terminating, name, namespace, number,
     parse_time, set, suffix, text, uid,
 };
+use crate::resources::table_name;
 use crate::selector::LabelSelector;
 
 /// How many pods of one set are made or deleted in one pass.
 const CHANGES_MAX: usize = 500;
 
 pub(super) fn reconcile(view: &Mirror, seed: u64, now_seconds: i64, actions: &mut Vec<Action>) {
-    for replica_set in view.all("ReplicaSet").filter(|set| !is_terminating(set)) {
+    for replica_set in view.due_replica_sets().into_iter().filter(|set| !is_terminating(set)) {
         let own = uid(replica_set);
-        let all: Vec<&Value> =
-            view.within("Pod", namespace(replica_set)).filter(|pod| controller_uid(pod) == Some(own)).collect();
+        let is_own = |pod: &&Value| {
+            table_name(pod) == "Pod" && namespace(pod) == namespace(replica_set) && controller_uid(pod) == Some(own)
+        };
+        let all: Vec<&Value> = view.owned_by(own).filter(is_own).collect();
         let is_finished = |pod: &Value| matches!(text(pod, "status.phase"), "Failed" | "Succeeded");
         let active: Vec<&Value> = all.iter().copied().filter(|pod| !is_terminating(pod) && !is_finished(pod)).collect();
         let wanted = usize::try_from(number(replica_set, "spec.replicas").unwrap_or(1)).unwrap_or(0);

@@ -15,24 +15,25 @@ use crate::fields::{
 use crate::selector::LabelSelector;
 
 pub(super) fn reconcile(view: &Mirror, now_seconds: i64, actions: &mut Vec<Action>) {
+    for pod in view.due_pods().into_iter().filter(|pod| !is_terminating(pod)) {
+        // A pod that could not be scheduled before has a place now.
+        let was_refused = condition(pod, "PodScheduled").is_some_and(|old| text(old, "status") == "False");
+        if was_refused && !text(pod, "spec.nodeName").is_empty() {
+            actions.push(with_scheduled(pod, true, "", "", now_seconds));
+        }
+    }
+    let is_waiting = |pod: &&Value| !is_terminating(pod) && items(pod, "spec.schedulingGates").is_empty();
+    let mut waiting: Vec<&Value> = view.due_unplaced_pods().into_iter().filter(is_waiting).collect();
+    if waiting.is_empty() {
+        return;
+    }
     let mut load: BTreeMap<String, usize> = BTreeMap::new();
     let mut siblings: BTreeMap<(String, String), usize> = BTreeMap::new();
-    let mut waiting = Vec::new();
     for pod in view.all("Pod").filter(|pod| !is_terminating(pod)) {
         let node = text(pod, "spec.nodeName");
-        if node.is_empty() {
-            if items(pod, "spec.schedulingGates").is_empty() {
-                waiting.push(pod);
-            }
-            continue;
-        }
-        if !matches!(text(pod, "status.phase"), "Failed" | "Succeeded") {
+        if !node.is_empty() && !matches!(text(pod, "status.phase"), "Failed" | "Succeeded") {
             *load.entry(node.to_owned()).or_default() += 1;
             *siblings.entry((owner(pod), node.to_owned())).or_default() += 1;
-        }
-        // A pod that could not be scheduled before has a place now.
-        if condition(pod, "PodScheduled").is_some_and(|old| text(old, "status") == "False") {
-            actions.push(with_scheduled(pod, true, "", "", now_seconds));
         }
     }
     // The oldest pod first; of equal age by name, so that every pass agrees.

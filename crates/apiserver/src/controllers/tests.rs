@@ -1,5 +1,7 @@
 //! The controllers together: passes over a mirror until nothing is left to do.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -130,13 +132,27 @@ impl World {
         }
     }
 
+    /// One pass over what changed; it must come to what a pass over everything comes to.
+    fn reconcile(&mut self) -> Vec<Action> {
+        let actions = self.controllers.reconcile(&self.mirror, self.clock);
+        let mut everything = self.mirror.clone();
+        everything.mark_all_dirty();
+        let sorted = |actions: &[Action]| {
+            let mut texts: Vec<String> = actions.iter().map(|action| format!("{action:?}")).collect();
+            texts.sort();
+            texts
+        };
+        assert_eq!(sorted(&actions), sorted(&self.controllers.reconcile(&everything, self.clock)));
+        self.mirror.take_dirty();
+        actions
+    }
+
     /// Passes until nothing is to be done, and says how many it took.
     fn settle(&mut self) -> usize {
         for round in 0..60 {
             self.clock += 1;
             self.passes += 1;
-            let actions = self.controllers.reconcile(&self.mirror, self.clock);
-            self.mirror.take_dirty();
+            let actions = self.reconcile();
             for action in actions {
                 self.act(action);
             }
@@ -144,9 +160,8 @@ impl World {
                 self.agents();
             }
             self.check();
-            if self.mirror.dirty.is_empty() {
-                self.mirror.mark_all_dirty();
-                let rest = self.controllers.reconcile(&self.mirror, self.clock);
+            if !self.mirror.is_dirty() {
+                let rest = self.reconcile();
                 assert!(rest.is_empty(), "quiet, but not settled: {rest:?}");
                 return round;
             }
@@ -239,9 +254,8 @@ fn slices_follow_pods_with_little_churn() {
     let mut pod = world.mirror.all("Pod").next().unwrap().clone();
     set(&mut pod, "metadata.deletionTimestamp", json!("2024-01-01T00:00:00Z"));
     world.put(pod);
-    world.mirror.dirty = BTreeSet::from(["EndpointSlice".to_owned()]);
     let mut actions = Vec::new();
-    endpoint_slice::reconcile(&world.mirror, &mut actions);
+    endpoint_slice::reconcile(&world.mirror, &world.mirror.due_services(), &mut actions);
     assert_eq!(actions.len(), 2, "{actions:?}");
     for action in actions {
         world.act(action);
@@ -250,6 +264,50 @@ fn slices_follow_pods_with_little_churn() {
         world.endpoints("IPv4").into_iter().filter(|it| it["conditions"]["terminating"] == true).collect();
     assert_eq!(ending.len(), 1);
     assert_eq!(ending[0]["conditions"], json!({"ready": false, "serving": true, "terminating": true}));
+}
+
+#[test]
+fn endpoints_say_for_whom_they_are_meant_and_when_they_changed() {
+    let mut world = World::new(2);
+    world.deployment(2, "web:1");
+    let spec = |distribution: &str| {
+        json!({"selector": {"app": "web"}, "clusterIP": "10.96.0.2", "ipFamilies": ["IPv4"],
+        "trafficDistribution": distribution, "ports": [{"port": 80}]})
+    };
+    let zoned = |zone: &str| json!([{"name": zone}]);
+    for (distribution, expected) in [
+        ("PreferSameZone", json!({"forZones": zoned("zone-1")})),
+        ("PreferClose", json!({"forZones": zoned("zone-1")})),
+        ("PreferSameNode", json!({"forZones": zoned("zone-1"), "forNodes": zoned("node-1")})),
+        ("", Value::Null),
+    ] {
+        world.service(spec(distribution));
+        world.settle();
+        let endpoints = world.endpoints("IPv4");
+        let first = endpoints.iter().find(|endpoint| endpoint["nodeName"] == "node-1").unwrap();
+        assert_eq!(*at(first, "hints"), expected, "{distribution}");
+    }
+    const TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+    let time = |world: &World| {
+        at(world.mirror.all("EndpointSlice").next().unwrap(), "metadata.annotations").get(TIME).cloned()
+    };
+    // A pod that becomes ready is a change with a time; one that goes is none.
+    world.clock += 100;
+    let mut pod = world.mirror.all("Pod").next().unwrap().clone();
+    let now = format_time(world.clock);
+    pod["status"]["conditions"] = json!([{"type": "Ready", "status": "False", "lastTransitionTime": now}]);
+    world.put(pod.clone());
+    world.settle();
+    assert_eq!(time(&world), Some(json!(now)));
+    world.has_agents = false;
+    set(&mut pod, "metadata.deletionTimestamp", json!(format_time(world.clock)));
+    let key = (namespace(&pod).to_owned(), name(&pod).to_owned());
+    world.put(pod);
+    world.settle();
+    assert_eq!(time(&world), None);
+    world.mirror.remove("Pod", &key.0, &key.1);
+    world.settle();
+    assert_eq!(world.endpoints("IPv4").len(), 1);
 }
 
 #[test]
@@ -374,6 +432,10 @@ enum Step {
     NoService,
     KillPod(usize),
     NodeReady(usize, bool),
+    NodeZone(usize, u8),
+    Relabel(usize, bool),
+    NoDeployment,
+    EndPod(usize),
 }
 
 #[test]
@@ -418,6 +480,10 @@ fn any_step() -> impl Strategy<Value = Step> {
         Just(Step::NoService),
         (0..8usize).prop_map(Step::KillPod),
         (1..4usize, any::<bool>()).prop_map(|(node, is_ready)| Step::NodeReady(node, is_ready)),
+        (1..4usize, 0..3u8).prop_map(|(node, zone)| Step::NodeZone(node, zone)),
+        (0..8usize, any::<bool>()).prop_map(|(pod, is_selected)| Step::Relabel(pod, is_selected)),
+        Just(Step::NoDeployment),
+        (0..8usize).prop_map(Step::EndPod),
     ]
 }
 
@@ -435,7 +501,28 @@ proptest! {
                     "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}],
                     "clusterIP": if is_headless { "None" } else { "10.96.0.2" },
                     "ipFamilies": if is_dual { json!(["IPv4", "IPv6"]) } else { json!(["IPv4"]) },
+                    "trafficDistribution": if is_dual { "PreferSameNode" } else { "PreferSameZone" },
                 })),
+                Step::NodeZone(node, zone) => {
+                    let mut node = world.mirror.get("Node", "", &format!("node-{node}")).unwrap().clone();
+                    node["metadata"]["labels"] = json!({"topology.kubernetes.io/zone": format!("zone-{zone}")});
+                    world.put(node);
+                }
+                Step::Relabel(index, is_selected) => {
+                    let pod = world.mirror.all("Pod").nth(index).cloned();
+                    if let Some(mut pod) = pod {
+                        pod["metadata"]["labels"]["app"] = json!(if is_selected { "web" } else { "other" });
+                        world.put(pod);
+                    }
+                }
+                Step::NoDeployment => drop(world.mirror.remove("Deployment", "default", "web")),
+                Step::EndPod(index) => {
+                    let pod = world.mirror.all("Pod").nth(index).cloned();
+                    if let Some(mut pod) = pod {
+                        set(&mut pod, "metadata.deletionTimestamp", json!("2024-01-01T00:00:00Z"));
+                        world.put(pod);
+                    }
+                }
                 Step::NoService => drop(world.mirror.remove("Service", "default", "web")),
                 Step::KillPod(index) => {
                     let victim = world.mirror.all("Pod").nth(index).map(|pod| name(pod).to_owned());
@@ -450,14 +537,16 @@ proptest! {
                 }
             }
             world.settle();
-            let with_address = world.mirror.all("Pod").filter(|pod| !text(pod, "status.podIP").is_empty()).count();
+            let is_selected = |pod: &&Value| !text(pod, "status.podIP").is_empty() && label(pod, "app") == Some("web");
+            let with_address = world.mirror.all("Pod").filter(is_selected).count();
             let has_service = world.mirror.get("Service", "default", "web").is_some();
             prop_assert_eq!(world.endpoints("IPv4").len(), if has_service { with_address } else { 0 });
             if let Some(deployment) = world.mirror.get("Deployment", "default", "web") {
                 let wanted = usize::try_from(deployment["spec"]["replicas"].as_i64().unwrap()).unwrap();
                 let any_ready = world.mirror.all("Node").any(|node| crate::fields::condition_holds(node, "Ready"));
                 if any_ready {
-                    prop_assert_eq!(world.mirror.all("Pod").count(), wanted);
+                    let is_ending = |pod: &&Value| crate::fields::is_terminating(pod);
+                    prop_assert_eq!(world.mirror.all("Pod").filter(|pod| !is_ending(pod)).count(), wanted);
                 }
             }
         }
