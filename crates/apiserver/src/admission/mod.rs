@@ -8,6 +8,7 @@
 //! ```text
 //!   mod.rs       metadata, dispatch, causes        names.rs      RFC 1123, labels
 //!   service.rs   Service                           allocate.rs   ClusterIPs, NodePorts, podCIDRs
+//!   traffic.rs   Service: affinity, policies, load balancers
 //!   workload.rs  Pod, ReplicaSet, Deployment       network.rs    Endpoints, slices, Ingress, policies
 //!   cluster.rs   Namespace, Node, CRD
 //! ```
@@ -17,6 +18,7 @@ mod cluster;
 mod names;
 mod network;
 mod service;
+mod traffic;
 mod workload;
 
 use std::collections::BTreeMap;

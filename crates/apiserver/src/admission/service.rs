@@ -1,78 +1,66 @@
-//! Services: defaults, families, ClusterIPs and NodePorts.
+//! Services: types, ports, families, ClusterIPs and NodePorts. Who gets which traffic is in `traffic`.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::allocate::{Taken, protocol, service_addresses};
-use super::{CauseReason, Causes, ClusterView, check_labels, names};
+use super::{CauseReason, Causes, ClusterView, check_labels, names, traffic};
 use crate::fields::{at, flag, items, name, namespace, number, remove, set, set_default, text, texts};
 
 const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 
 pub(super) fn admit(old: Option<&Value>, new: &mut Value, cluster: &ClusterView<'_>, causes: &mut Causes) {
     set_default(new, "spec.type", "ClusterIP");
-    set_default(new, "spec.sessionAffinity", "None");
     causes.one_of("spec.type", at(new, "spec.type"), TYPES);
-    causes.one_of("spec.sessionAffinity", at(new, "spec.sessionAffinity"), &["ClientIP", "None"]);
     check_labels("spec.selector", at(new, "spec.selector"), causes);
-    if text(new, "spec.sessionAffinity") == "ClientIP" {
-        set_default(new, "spec.sessionAffinityConfig.clientIP.timeoutSeconds", 10_800);
-        let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
-        if !number(new, field).is_some_and(|seconds| (1..=86_400).contains(&seconds)) {
-            causes.invalid(field, at(new, field), "must be between 1 and 86400, inclusive");
-        }
+    if let Some(old) = old {
+        traffic::drop_dependent(old, new);
     }
+    traffic::affinity(new, causes);
     ports(new, causes);
+    traffic::policies(new, causes);
+    traffic::load_balancer(old, new, causes);
+    traffic::external_addresses(old, new, causes);
+    traffic::load_balancer_status(old, new, causes);
     if text(new, "spec.type") == "ExternalName" {
-        external_name(new, causes);
+        external_name(old, new, causes);
         return;
-    }
-    if !at(new, "spec.externalName").is_null() && !text(new, "spec.externalName").is_empty() {
-        causes.forbidden("spec.externalName", "may only be set when `type` is ExternalName");
-    }
-    set_default(new, "spec.internalTrafficPolicy", "Cluster");
-    let policies = &["Cluster", "Local"];
-    causes.one_of("spec.internalTrafficPolicy", at(new, "spec.internalTrafficPolicy"), policies);
-    let is_external = matches!(text(new, "spec.type"), "NodePort" | "LoadBalancer");
-    if is_external {
-        set_default(new, "spec.externalTrafficPolicy", "Cluster");
-        causes.one_of("spec.externalTrafficPolicy", at(new, "spec.externalTrafficPolicy"), policies);
-    }
-    if text(new, "spec.type") == "LoadBalancer" {
-        set_default(new, "spec.allocateLoadBalancerNodePorts", true);
     }
     set_default(new, "status.loadBalancer", json!({}));
     let own = (namespace(new), name(new));
     let mut taken = Taken::by_others(cluster.holders, own);
     addresses(old, new, cluster, &taken, causes);
-    if is_external {
+    if matches!(text(new, "spec.type"), "NodePort" | "LoadBalancer") {
         node_ports(old, new, cluster, &mut taken, causes);
     } else {
         release_node_ports(old, new, causes);
     }
-    for (index, address) in texts(new, "spec.externalIPs").enumerate() {
-        if !address.parse::<IpAddr>().is_ok_and(|address| !super::network::is_unusable(&address)) {
-            let why = "must be an IP address that is not loopback, link-local, multicast or unspecified";
-            causes.invalid(format!("spec.externalIPs[{index}]"), &Value::from(address), why);
-        }
-    }
+    health_check_port(old, new, cluster, &mut taken, causes);
 }
 
-fn external_name(new: &mut Value, causes: &mut Causes) {
+fn external_name(old: Option<&Value>, new: &mut Value, causes: &mut Causes) {
     let external = text(new, "spec.externalName").trim_end_matches('.').to_ascii_lowercase();
     if external.is_empty() {
         causes.required("spec.externalName", "an ExternalName Service needs the name it stands for");
     } else if !names::is_dns_subdomain(&external) {
         causes.invalid("spec.externalName", at(new, "spec.externalName"), names::SUBDOMAIN_FORM);
     }
-    if !matches!(text(new, "spec.clusterIP"), "" | "None") {
-        causes.forbidden("spec.clusterIP", "may not be set for ExternalName services");
-    }
+    release_node_ports(old, new, causes);
     for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-        remove(new, &format!("spec.{field}"));
+        let field = format!("spec.{field}");
+        let value = at(new, &field);
+        let is_set =
+            !value.is_null() && value != "" && value != "None" && *value != json!([]) && *value != json!(["None"]);
+        // What the Service had as another type goes with that type.
+        if is_set && old.is_none_or(|old| at(old, &field) != value) {
+            causes.forbidden(field, "may not be set for ExternalName services");
+        } else {
+            remove(new, &field);
+        }
     }
 }
 
@@ -281,7 +269,8 @@ fn node_ports(
     causes: &mut Causes,
 ) {
     if text(new, "spec.clusterIP") == "None" {
-        causes.invalid("spec.clusterIP", &json!("None"), "may not be None for NodePort and LoadBalancer services");
+        let why = format!("may not be set to 'None' for {} services", text(new, "spec.type"));
+        causes.invalid("spec.clusterIPs[0]", &json!("None"), &why);
     }
     let own = format!("{}/{}", namespace(new), name(new));
     let is_wanted = text(new, "spec.type") == "NodePort" || flag(new, "spec.allocateLoadBalancerNodePorts");
@@ -308,14 +297,7 @@ fn node_ports(
             old.is_some_and(|old| items(old, "spec.ports").iter().any(|other| at(other, "nodePort") == &value));
         let asked = value.as_i64().and_then(|asked| u16::try_from(asked).ok());
         match asked.filter(|asked| range.contains(asked) || was_held) {
-            None => {
-                let why = format!(
-                    "provided port is not in the valid range. The range of valid ports is {}-{}",
-                    range.start(),
-                    range.end()
-                );
-                causes.invalid(field, &value, &why);
-            }
+            None => causes.invalid(field, &value, &not_in(range)),
             Some(asked) => match taken.port_holder(asked, protocol(port)) {
                 Some(holder) => {
                     let why = format!("provided port is already allocated to Service {holder}");
@@ -335,11 +317,7 @@ fn node_ports(
                 taken.take_port(found, protocol(port), &own);
                 set(port, "nodePort", json!(found));
             }
-            None => causes.push(
-                format!("spec.ports[{index}].nodePort"),
-                CauseReason::Invalid,
-                format!("range is full: no free node port is left in {}-{}; delete a NodePort Service or configure a larger range", range.start(), range.end()),
-            ),
+            None => causes.push(format!("spec.ports[{index}].nodePort"), CauseReason::Invalid, no_port_left(range)),
         }
     }
     set(new, "spec.ports", Value::Array(ports));
@@ -349,14 +327,75 @@ fn node_ports(
 fn release_node_ports(old: Option<&Value>, new: &mut Value, causes: &mut Causes) {
     let before: Vec<Value> =
         old.map_or(&[][..], |old| items(old, "spec.ports")).iter().map(|port| at(port, "nodePort").clone()).collect();
+    let kind = text(new, "spec.type").to_owned();
     let Some(ports) = new.pointer_mut("/spec/ports").and_then(Value::as_array_mut) else { return };
     for (index, port) in ports.iter_mut().enumerate() {
         let node_port = at(port, "nodePort").clone();
         if node_port.is_null() || node_port == 0 || before.contains(&node_port) {
             remove(port, "nodePort");
         } else {
-            causes.forbidden(format!("spec.ports[{index}].nodePort"), "may not be used when `type` is 'ClusterIP'");
+            let why = format!("may not be used when `type` is '{kind}'");
+            causes.forbidden(format!("spec.ports[{index}].nodePort"), &why);
         }
     }
-    remove(new, "spec.externalTrafficPolicy");
+}
+
+/// The port at which nodes say whether they have endpoints, for load balancers that ask them.
+fn health_check_port(
+    old: Option<&Value>,
+    new: &mut Value,
+    cluster: &ClusterView<'_>,
+    taken: &mut Taken<'_>,
+    causes: &mut Causes,
+) {
+    let field = "spec.healthCheckNodePort";
+    if number(new, field) == Some(0) {
+        remove(new, field);
+    }
+    if !traffic::needs_health_check(new) {
+        if !at(new, field).is_null() {
+            let why = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+            causes.invalid(field, at(new, field), why);
+        }
+        return;
+    }
+    let held = old.filter(|old| traffic::needs_health_check(old)).and_then(|old| number(old, field));
+    if let Some(held) = held {
+        set_default(new, field, held);
+        if number(new, field) != Some(held) {
+            causes.forbidden(field, "field is immutable");
+        }
+        return;
+    }
+    let own = format!("{}/{}", namespace(new), name(new));
+    let range = &cluster.node_port_range;
+    let value = at(new, field).clone();
+    if value.is_null() {
+        match taken.free_port(range, "TCP", &format!("{own}:health")) {
+            Some(found) => set(new, field, json!(found)),
+            None => causes.push(field, CauseReason::Invalid, no_port_left(range)),
+        }
+        return;
+    }
+    match value.as_i64().and_then(|asked| u16::try_from(asked).ok()).filter(|asked| range.contains(asked)) {
+        None => causes.invalid(field, &value, &not_in(range)),
+        Some(asked) => {
+            if let Some(holder) = taken.port_holder(asked, "TCP") {
+                causes.invalid(field, &value, &format!("provided port is already allocated to Service {holder}"));
+            }
+        }
+    }
+}
+
+fn not_in(range: &RangeInclusive<u16>) -> String {
+    let (first, last) = (range.start(), range.end());
+    format!("provided port is not in the valid range. The range of valid ports is {first}-{last}")
+}
+
+fn no_port_left(range: &RangeInclusive<u16>) -> String {
+    let (first, last) = (range.start(), range.end());
+    format!(
+        "range is full: no free node port is left in {first}-{last}; delete a NodePort Service or configure a \
+         larger range"
+    )
 }

@@ -183,6 +183,165 @@ fn an_update_keeps_what_was_given_and_may_not_move() {
     );
 }
 
+/// The messages of a refusal, with their fields.
+fn said(result: Result<Value, Vec<Cause>>) -> Vec<String> {
+    result.expect_err("must be refused").into_iter().map(|cause| cause.to_string()).collect()
+}
+
+#[test]
+fn a_service_says_who_gets_which_traffic() {
+    let mut cluster = Cluster::new(&["10.96.0.0/24"]);
+    let node_port = cluster.service("n", json!({"ports": one_port(), "type": "NodePort"})).unwrap();
+    assert_eq!(node_port["spec"]["externalTrafficPolicy"], "Cluster");
+    assert_eq!(node_port["spec"]["internalTrafficPolicy"], "Cluster");
+    let external = cluster.service("e", json!({"ports": one_port(), "externalIPs": ["192.0.2.1"]})).unwrap();
+    assert_eq!(external["spec"]["externalTrafficPolicy"], "Cluster");
+    let sticky = cluster.service("s", json!({"ports": one_port(), "sessionAffinity": "ClientIP"})).unwrap();
+    assert_eq!(sticky["spec"]["sessionAffinityConfig"], json!({"clientIP": {"timeoutSeconds": 10800}}));
+    let mut loose = sticky.clone();
+    loose["spec"]["sessionAffinity"] = json!("None");
+    let loose = cluster.admit("Service", Some(&sticky), loose).unwrap();
+    assert!(loose["spec"].get("sessionAffinityConfig").is_none());
+
+    let refused = |spec: Value| said(cluster.admit("Service", None, service("x", spec)));
+    for (field, value, message) in [
+        ("sessionAffinity", json!("Cookie"), r#"Unsupported value: "Cookie": supported values: "ClientIP", "None""#),
+        ("internalTrafficPolicy", json!("Near"), r#"Unsupported value: "Near": supported values: "Cluster", "Local""#),
+        (
+            "externalTrafficPolicy",
+            json!("Local"),
+            r#"Invalid value: "Local": may only be set for externally-accessible services"#,
+        ),
+        (
+            "trafficDistribution",
+            json!("Far"),
+            r#"Unsupported value: "Far": supported values: "PreferClose", "PreferSameNode", "PreferSameZone""#,
+        ),
+        ("allocateLoadBalancerNodePorts", json!(true), "Forbidden: may only be used when `type` is 'LoadBalancer'"),
+        ("loadBalancerClass", json!("a.example/b"), "Forbidden: may only be used when `type` is 'LoadBalancer'"),
+        (
+            "healthCheckNodePort",
+            json!(30100),
+            "Invalid value: 30100: may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
+        ),
+    ] {
+        let mut spec = json!({"ports": one_port()});
+        spec[field] = value;
+        assert_eq!(refused(spec), [format!("spec.{field}: {message}")]);
+    }
+    for (seconds, is_good) in [(0, false), (1, true), (86_400, true), (86_401, false)] {
+        let spec = json!({"ports": one_port(), "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": seconds}}});
+        assert_eq!(cluster.admit("Service", None, service("x", spec)).is_ok(), is_good, "{seconds}");
+    }
+    let addresses =
+        json!({"ports": one_port(), "externalIPs": ["127.0.0.1", "fe80::1", "x", "::", "224.0.0.1", "192.0.2.1"]});
+    assert_eq!(
+        refused(addresses),
+        [
+            r#"spec.externalIPs[0]: Invalid value: "127.0.0.1": may not be in the loopback range (127.0.0.0/8, ::1/128)"#,
+            r#"spec.externalIPs[1]: Invalid value: "fe80::1": may not be in the link-local range (169.254.0.0/16, fe80::/10)"#,
+            r#"spec.externalIPs[2]: Invalid value: "x": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"#,
+            r#"spec.externalIPs[3]: Invalid value: "::": may not be unspecified (::)"#,
+            r#"spec.externalIPs[4]: Invalid value: "224.0.0.1": may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)"#,
+        ]
+    );
+    let ranges =
+        json!({"ports": one_port(), "type": "LoadBalancer", "loadBalancerSourceRanges": [" 10.0.0.0/8 ", "ten"]});
+    assert_eq!(
+        refused(ranges),
+        [
+            r#"spec.LoadBalancerSourceRanges[1]: Invalid value: "ten": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"#
+        ]
+    );
+    let misplaced = json!({"ports": one_port(), "loadBalancerSourceRanges": ["10.0.0.0/8"]});
+    assert_eq!(
+        refused(misplaced),
+        ["spec.LoadBalancerSourceRanges: Forbidden: may only be used when `type` is 'LoadBalancer'"]
+    );
+}
+
+#[test]
+fn a_load_balancer_has_a_health_check_and_frees_what_it_held() {
+    let mut cluster = Cluster::new(&["10.96.0.0/24"]);
+    let local = json!({"ports": one_port(), "type": "LoadBalancer", "externalTrafficPolicy": "Local"});
+    let old = cluster.service("lb", local).unwrap();
+    assert_eq!(old["spec"]["allocateLoadBalancerNodePorts"], true);
+    let health = old["spec"]["healthCheckNodePort"].as_u64().unwrap();
+    assert!(health >= 30000 && old["spec"]["ports"][0]["nodePort"] != health);
+    let taken = json!({"ports": [{"port": 80, "nodePort": health}], "type": "NodePort"});
+    let taken = said(cluster.admit("Service", None, service("x", taken)));
+    assert!(taken[0].ends_with("provided port is already allocated to Service default/lb"), "{taken:?}");
+    // It stays, also when the client leaves it out, and cannot move.
+    let mut again = old.clone();
+    again["spec"].as_object_mut().unwrap().shift_remove("healthCheckNodePort");
+    assert_eq!(cluster.admit("Service", Some(&old), again).unwrap()["spec"]["healthCheckNodePort"], health);
+    let mut moved = old.clone();
+    moved["spec"]["healthCheckNodePort"] = json!(30_001);
+    assert_eq!(
+        said(cluster.admit("Service", Some(&old), moved)),
+        ["spec.healthCheckNodePort: Forbidden: field is immutable"]
+    );
+    // Each step back gives up what only the step before had.
+    let mut wide = old.clone();
+    wide["spec"]["externalTrafficPolicy"] = json!("Cluster");
+    let wide = cluster.admit("Service", Some(&old), wide).unwrap();
+    assert!(wide["spec"].get("healthCheckNodePort").is_none());
+    let mut held = old.clone();
+    held["status"] = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.7", "ipMode": "VIP"}]}});
+    let mut plain = held.clone();
+    plain["spec"]["type"] = json!("ClusterIP");
+    let plain = cluster.admit("Service", Some(&held), plain).unwrap();
+    for field in ["healthCheckNodePort", "externalTrafficPolicy", "allocateLoadBalancerNodePorts"] {
+        assert!(plain["spec"].get(field).is_none(), "{field}");
+    }
+    assert!(plain["spec"]["ports"][0].get("nodePort").is_none());
+    assert_eq!(plain["status"]["loadBalancer"], json!({}));
+    assert_eq!(plain["spec"]["clusterIP"], old["spec"]["clusterIP"]);
+    let mut external = plain.clone();
+    external["spec"]["type"] = json!("ExternalName");
+    external["spec"]["externalName"] = json!("example.com");
+    let external = cluster.admit("Service", Some(&plain), external).unwrap();
+    assert!(external["spec"].get("clusterIP").is_none() && external["spec"].get("ipFamilies").is_none());
+    // Without node ports on demand.
+    let none = json!({"ports": one_port(), "type": "LoadBalancer", "allocateLoadBalancerNodePorts": false});
+    let none = cluster.service("none", none).unwrap();
+    assert!(none["spec"]["ports"][0].get("nodePort").is_none());
+}
+
+#[test]
+fn a_status_says_at_which_address_a_load_balancer_answers() {
+    let mut cluster = Cluster::new(&["10.96.0.0/24"]);
+    let old = cluster.service("lb", json!({"ports": one_port(), "type": "LoadBalancer"})).unwrap();
+    let with = |ingress: Value| {
+        let mut new = old.clone();
+        new["status"]["loadBalancer"]["ingress"] = ingress;
+        cluster.admit("Service", Some(&old), new)
+    };
+    let good = with(json!([{"ip": "192.0.2.7"}, {"ip": "2001:db8::7", "ipMode": "Proxy"}, {"hostname": "a.example"}]));
+    assert_eq!(
+        good.unwrap()["status"]["loadBalancer"]["ingress"],
+        json!([{"ip": "192.0.2.7", "ipMode": "VIP"}, {"ip": "2001:db8::7", "ipMode": "Proxy"}, {"hostname": "a.example"}])
+    );
+    assert_eq!(
+        faults(with(json!([{"ip": "ten"}, {"hostname": "a.example", "ipMode": "VIP"}, {"hostname": "192.0.2.7"},
+            {"ip": "192.0.2.7", "ipMode": "Magic"}]))),
+        [
+            ("status.loadBalancer.ingress[0].ip".to_owned(), CauseReason::Invalid),
+            ("status.loadBalancer.ingress[1].ipMode".to_owned(), CauseReason::Forbidden),
+            ("status.loadBalancer.ingress[2].hostname".to_owned(), CauseReason::Invalid),
+            ("status.loadBalancer.ingress[3].ipMode".to_owned(), CauseReason::NotSupported),
+        ]
+    );
+    let plain = cluster.service("plain", json!({"ports": one_port()})).unwrap();
+    let mut claims = plain.clone();
+    claims["status"]["loadBalancer"]["ingress"] = json!([{"ip": "192.0.2.7"}]);
+    assert_eq!(
+        said(cluster.admit("Service", Some(&plain), claims)),
+        [r#"status.loadBalancer.ingress: Forbidden: may only be used when `spec.type` is "LoadBalancer""#]
+    );
+}
+
 #[expect(clippy::needless_pass_by_value, reason = "every caller has a literal")]
 fn pod(spec: Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default"}, "spec": spec})
