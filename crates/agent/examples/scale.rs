@@ -136,7 +136,6 @@ fn slice(index: u32, endpoints: u32, is_short: bool) -> Change {
         terminating: false,
         node: Some("node-2".into()),
         hostname: None,
-        pod: None,
         hints: None,
     };
     let slice = EndpointSlice {

@@ -269,7 +269,6 @@ fn slice(key: &str, service: &str, words: &[&str]) -> EndpointSlice {
             terminating: false,
             node: None,
             hostname: hostname.map(Into::into),
-            pod: None,
             hints: None,
         });
     }

@@ -72,7 +72,6 @@ fn cluster() -> Writer {
         terminating: false,
         node: None,
         hostname: None,
-        pod: None,
         hints: None,
     };
     let slice = Object::EndpointSlice(EndpointSlice {

@@ -204,8 +204,6 @@ pub struct Endpoint {
     pub node: Option<NodeName>,
     /// `hostname`: the endpoint's own name under a headless Service.
     pub hostname: Option<Arc<str>>,
-    /// `targetRef`, if it is a Pod.
-    pub pod: Option<Arc<str>>,
     /// `hints`: whose traffic it is meant for.
     pub hints: Option<Box<EndpointHints>>,
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use portolan_net::{ObjectKey, ObjectKind};
+use portolan_net::{NodeName, ObjectKey, ObjectKind};
 
-use crate::{Change, Dirty, Object, ObjectRef, Problem, Snapshot};
+use crate::{Change, Dirty, EndpointSlice, Node, Object, ObjectRef, Problem, Snapshot};
 
 /// Applies changes to the current snapshot and records which keys they touched.
 #[derive(Debug, Default)]
@@ -50,10 +50,11 @@ impl Writer {
             Object::Service(it) => insert(&mut current.services, it.key.clone(), it, &mut self.dirty.services),
             Object::Pod(it) => insert(&mut current.pods, it.key.clone(), it, &mut self.dirty.pods),
             Object::Attachment(it) => insert(&mut current.attachments, it.key.clone(), it, &mut self.dirty.attachments),
-            Object::EndpointSlice(slice) => {
+            Object::EndpointSlice(mut slice) => {
                 if current.endpoint_slices.get(&slice.key).is_some_and(|old| **old == slice) {
                     return;
                 }
+                share_names(&mut slice, &current.nodes);
                 // A slice may move to another Service: both have other endpoints then.
                 self.unlink_slice(&slice.key);
                 let current = &mut self.current;
@@ -171,6 +172,15 @@ where
         dirty.insert(key.clone());
     }
     removed
+}
+
+/// A hundred thousand endpoints stand on a few thousand nodes: they share the names that the nodes have.
+fn share_names(slice: &mut EndpointSlice, nodes: &OrdMap<NodeName, Arc<Node>>) {
+    for name in slice.endpoints.iter_mut().filter_map(|endpoint| endpoint.node.as_mut()) {
+        if let Some(node) = nodes.get(name) {
+            *name = node.name.clone();
+        }
+    }
 }
 
 #[cfg(test)]

@@ -110,7 +110,6 @@ fn slice(service: &str, endpoints: &[(&str, &str)]) -> Change {
         terminating: false,
         node: Some((*node).into()),
         hostname: None,
-        pod: None,
         hints: None,
     };
     upsert(Object::EndpointSlice(EndpointSlice {

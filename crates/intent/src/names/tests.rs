@@ -51,7 +51,6 @@ fn slice(name: &str, service: &str, addresses: &[(&str, bool)]) -> Change {
         terminating: false,
         node: None,
         hostname: None,
-        pod: None,
         hints: None,
     };
     let slice = EndpointSlice {

@@ -44,7 +44,6 @@ fn endpoint(address: &str, ready: bool, terminating: bool) -> Endpoint {
         terminating,
         node: Some("node-1".into()),
         hostname: None,
-        pod: None,
         hints: None,
     }
 }

@@ -206,7 +206,6 @@ fn any_endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
                 terminating,
                 node: nowhere.is_none().then(|| node.into()),
                 hostname: None,
-                pod: None,
                 hints,
             }
         },

@@ -43,7 +43,6 @@ struct EndpointView {
     conditions: Part<Conditions>,
     node_name: Leaf<String>,
     hostname: Leaf<String>,
-    target_ref: Part<TargetRef>,
     hints: Part<Hints>,
 }
 
@@ -66,13 +65,6 @@ struct Conditions {
     ready: Leaf<bool>,
     serving: Leaf<bool>,
     terminating: Leaf<bool>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct TargetRef {
-    kind: Leaf<String>,
-    name: Leaf<String>,
 }
 
 impl Table for EndpointSlices {
@@ -150,8 +142,6 @@ fn endpoint(index: usize, view: EndpointView, family: Family, problems: &mut Pro
     }
     let Part(conditions) = view.conditions;
     let ready = conditions.ready.good().unwrap_or(true);
-    let Part(target) = view.target_ref;
-    let pod = (target.kind.text() == "Pod").then_some(target.name).and_then(some_text);
     Some(Endpoint {
         address,
         ready,
@@ -159,7 +149,6 @@ fn endpoint(index: usize, view: EndpointView, family: Family, problems: &mut Pro
         terminating: conditions.terminating.good().unwrap_or(false),
         node: some_text(view.node_name).map(|name| NodeName::from(&*name)),
         hostname: some_text(view.hostname),
-        pod,
         hints: hints(&view.hints.0),
     })
 }

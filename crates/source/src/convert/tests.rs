@@ -208,10 +208,9 @@ fn a_slice_is_converted_whole() {
     assert_eq!(first.address.to_string(), "10.42.1.2");
     assert!(first.ready && first.serving && !first.terminating);
     assert_eq!(first.node, Some("n1".into()));
-    assert_eq!(first.pod.as_deref(), Some("cart-1"));
     assert!(!second.ready && second.serving && second.terminating);
     assert_eq!(second.hostname.as_deref(), Some("h"));
-    assert!(!third.ready && !third.serving && third.pod.is_none());
+    assert!(!third.ready && !third.serving);
 }
 
 #[test]

@@ -307,7 +307,7 @@ fn endpoint(address: &str, node: Option<NodeName>, words: &[&str]) -> Told<Endpo
     let address = one(address)?;
     let ready = !words.contains(&"unready");
     let mut endpoint =
-        Endpoint { address, ready, serving: ready, terminating: false, node, hostname: None, pod: None, hints: None };
+        Endpoint { address, ready, serving: ready, terminating: false, node, hostname: None, hints: None };
     for word in words {
         match word.split_once('=').unwrap_or((word, "")) {
             ("unready", "") => {}
