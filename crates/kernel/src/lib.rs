@@ -4,6 +4,7 @@
 //!   of those names.
 //! - [`monitor`]: hears of changes that others make.
 //! - [`capture`]: sees packets.
+//! - [`conntrack`]: the connections that the kernel tracks.
 //! - [`netns`], [`process`], [`link`], [`sysctl`]: namespaces, programs inside them, topologies, settings.
 //! - [`fake`]: a kernel in memory, for tests.
 //! - [`rawnetlink`]: messages on a netlink socket, and nothing of their meaning.
@@ -13,6 +14,7 @@
 //! crate), never by memory, so that a restart adopts what it finds.
 
 pub mod capture;
+pub mod conntrack;
 mod error;
 pub mod fake;
 mod index;
