@@ -1,13 +1,17 @@
 //! The agent's configuration: one YAML file, every field named as users write it.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use ipnet::IpNet;
 use portolan_intent::FabricMode;
 use portolan_intent::services::ProxySettings;
 use portolan_net::{Family, NodeName, Vni};
 use serde::Deserialize;
+
+use crate::proxy::{Document, Note, ProxyOptions};
 
 /// Where the cluster's objects are read from.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -32,34 +36,77 @@ impl KubernetesConfig {
 }
 
 /// How Services are programmed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ServicesMode {
     /// Our nftables tables, over netlink.
     Nftables,
+    /// kube-proxy's chains of iptables.
+    Iptables,
+    /// Virtual servers in the kernel (IPVS), as kube-proxy has them.
+    Ipvs,
+}
+
+impl ServicesMode {
+    /// The name, as kube-proxy's `mode`.
+    pub fn name(self) -> &'static str {
+        match self {
+            ServicesMode::Nftables => "nftables",
+            ServicesMode::Iptables => "iptables",
+            ServicesMode::Ipvs => "ipvs",
+        }
+    }
+}
+
+impl fmt::Display for ServicesMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A text that is no mode.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a mode of Services: use nftables, iptables or ipvs")]
+pub struct UnknownMode(String);
+
+impl FromStr for ServicesMode {
+    type Err = UnknownMode;
+
+    fn from_str(text: &str) -> Result<ServicesMode, UnknownMode> {
+        let known = [ServicesMode::Nftables, ServicesMode::Iptables, ServicesMode::Ipvs];
+        known.into_iter().find(|mode| mode.name() == text).ok_or_else(|| UnknownMode(text.to_owned()))
+    }
 }
 
 /// The node agent's configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AgentConfig {
-    /// The name of this node in the cluster.
+    /// The name of this node in the cluster; `hostnameOverride` where it is not given.
+    #[serde(default = "unnamed")]
     pub node: NodeName,
-    /// Where the cluster's objects are read from.
-    pub kubernetes: KubernetesConfig,
+    /// Where the cluster's objects are read from; `clientConnection.kubeconfig` where it is not given.
+    #[serde(default)]
+    pub kubernetes: Option<KubernetesConfig>,
     /// How pods on other nodes are reached.
     #[serde(default = "default_fabric")]
     pub fabric: FabricMode,
-    /// How Services are programmed.
-    #[serde(default = "default_services")]
-    pub services: ServicesMode,
+    /// How Services are programmed; [`AgentConfig::services_mode`] says what it comes to.
+    pub services: Option<ServicesMode>,
+    /// A `KubeProxyConfiguration` file, as kube-proxy reads it. A relative path begins where this file is.
+    pub kube_proxy_configuration: Option<PathBuf>,
+    /// Fields of a `KubeProxyConfiguration`, which are right where that file says otherwise.
+    #[serde(default)]
+    pub proxy: serde_json::Value,
     /// Network identifier of the VXLAN fabric.
     #[serde(default = "default_vni")]
     pub vni: u32,
     /// UDP port of the VXLAN fabric.
     #[serde(default = "default_vxlan_port")]
     pub vxlan_port: u16,
-    /// The prefixes that hold all pods of the cluster, at most one per family.
+    /// The prefixes that hold all pods of the cluster, at most one per family; `clusterCIDR` where they are not
+    /// given.
+    #[serde(default)]
     pub cluster_prefixes: Vec<IpNet>,
     /// The prefixes that hold all ClusterIPs.
     #[serde(default)]
@@ -80,14 +127,17 @@ pub struct AgentConfig {
     pub runtime_directory: PathBuf,
     /// Where metrics and health are served over HTTP; not at all by default.
     pub metrics_address: Option<SocketAddr>,
+    /// What `kubeProxyConfiguration` and `proxy` come to.
+    #[serde(skip)]
+    pub proxy_options: ProxyOptions,
+}
+
+fn unnamed() -> NodeName {
+    NodeName::from("")
 }
 
 fn default_fabric() -> FabricMode {
     FabricMode::Vxlan
-}
-
-fn default_services() -> ServicesMode {
-    ServicesMode::Nftables
 }
 
 /// Flannel's default `VNI`.
@@ -141,7 +191,7 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// The field.
-        field: &'static str,
+        field: String,
         /// What is wrong and what to do.
         reason: String,
     },
@@ -156,16 +206,68 @@ pub fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ConfigErro
 }
 
 impl AgentConfig {
-    /// Reads and checks a configuration file.
+    /// Reads and checks a configuration file, and the `KubeProxyConfiguration` that it names.
     pub fn load(path: &Path) -> Result<AgentConfig, ConfigError> {
-        let config: AgentConfig = read(path)?;
+        let mut config: AgentConfig = read(path)?;
+        config.read_proxy_options(path)?;
         config.check(path)?;
         Ok(config)
     }
 
     /// How Services are served.
     pub fn proxy_settings(&self) -> ProxySettings {
-        ProxySettings::default()
+        self.proxy_options.settings.clone()
+    }
+
+    /// How Services are programmed.
+    pub fn services_mode(&self) -> ServicesMode {
+        self.services.or(self.proxy_options.mode).unwrap_or(ServicesMode::Nftables)
+    }
+
+    /// How to reach the cluster's API.
+    pub fn connection(&self) -> portolan_source::Connection {
+        self.kubernetes.as_ref().map_or(portolan_source::Connection::InCluster, KubernetesConfig::connection)
+    }
+
+    /// Reads what kube-proxy would read, and fills in what this file leaves to it.
+    fn read_proxy_options(&mut self, path: &Path) -> Result<(), ConfigError> {
+        let mut document = match &self.kube_proxy_configuration {
+            Some(file) => Document::load(&path.parent().unwrap_or(Path::new("")).join(file), path)?,
+            None => Document::empty(path),
+        };
+        if !self.proxy.is_null() && !self.proxy.is_object() {
+            let reason = "it is not a mapping: give fields of a KubeProxyConfiguration".to_owned();
+            return Err(ConfigError::Field { path: path.to_path_buf(), field: "proxy".to_owned(), reason });
+        }
+        document.overlay(&self.proxy);
+        let mut options = ProxyOptions::of(document, self.services)?;
+        let own = "the agent's own file says otherwise";
+        match &options.hostname_override {
+            Some(name) if self.node.as_str().is_empty() => self.node = name.clone(),
+            Some(name) if *name != self.node => {
+                let reason = format!("{own}: node is {}", self.node);
+                options.notes.push(Note::new("hostnameOverride", reason, "let both say the same"));
+            }
+            _ => {}
+        }
+        if self.cluster_prefixes.is_empty() {
+            self.cluster_prefixes.clone_from(&options.cluster_prefixes);
+        } else if !options.cluster_prefixes.is_empty() && options.cluster_prefixes != self.cluster_prefixes {
+            let reason = format!("{own}: clusterPrefixes");
+            options.notes.push(Note::new("clusterCIDR", reason, "let both say the same"));
+        }
+        match (&options.kubeconfig, &self.kubernetes) {
+            (Some(kubeconfig), None) => {
+                self.kubernetes = Some(KubernetesConfig { socket: None, kubeconfig: Some(kubeconfig.clone()) });
+            }
+            (Some(kubeconfig), Some(own_way)) if own_way.kubeconfig.as_ref() != Some(kubeconfig) => {
+                let reason = format!("{own}: kubernetes");
+                options.notes.push(Note::new("clientConnection.kubeconfig", reason, "let both say the same"));
+            }
+            _ => {}
+        }
+        self.proxy_options = options;
+        Ok(())
     }
 
     /// The network identifier as a value that fits the header.
@@ -174,7 +276,17 @@ impl AgentConfig {
     }
 
     fn check(&self, path: &Path) -> Result<(), ConfigError> {
-        let wrong = |field, reason: String| ConfigError::Field { path: path.to_path_buf(), field, reason };
+        let wrong = |field: &str, reason: String| ConfigError::Field {
+            path: path.to_path_buf(),
+            field: field.to_owned(),
+            reason,
+        };
+        if self.node.as_str().is_empty() {
+            return Err(wrong("node", "it is not given: give this node's name in the cluster".into()));
+        }
+        if self.kubernetes.is_none() && self.kube_proxy_configuration.is_none() {
+            return Err(wrong("kubernetes", "it is not given: give `{}`, or a kubeconfig, or a socket".into()));
+        }
         if self.vni().is_none() {
             return Err(wrong("vni", format!("{} does not fit 24 bits: use 1 to 16777215", self.vni)));
         }
@@ -238,12 +350,36 @@ mod tests {
     }
 
     #[test]
+    fn a_kube_proxy_configuration_fills_in_what_is_not_said() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+        let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+        let fields = "mode: ipvs\nhostnameOverride: node-7\nclusterCIDR: 10.244.0.0/16\n\
+                      clientConnection: {kubeconfig: /etc/kubeconfig}\n";
+        write("config.conf", &format!("{head}{fields}"));
+        let load = |text: &str| {
+            write("agent.yaml", text);
+            AgentConfig::load(&directory.path().join("agent.yaml")).unwrap()
+        };
+        let config = load("kubeProxyConfiguration: config.conf\n");
+        assert_eq!((config.node.as_str(), config.services_mode()), ("node-7", ServicesMode::Ipvs));
+        assert_eq!(config.cluster_prefixes, ["10.244.0.0/16".parse::<IpNet>().unwrap()]);
+        assert_eq!(config.kubernetes.unwrap().kubeconfig, Some("/etc/kubeconfig".into()));
+        assert_eq!(config.proxy_options.notes, []);
+        let config = load(&format!("{SMALL}services: nftables\nkubeProxyConfiguration: config.conf\n"));
+        assert_eq!((config.node.as_str(), config.services_mode()), ("node-1", ServicesMode::Nftables));
+        let fields: Vec<String> = config.proxy_options.notes.into_iter().map(|note| note.field).collect();
+        assert_eq!(fields, ["hostnameOverride", "clusterCIDR", "clientConnection.kubeconfig"]);
+    }
+
+    #[test]
     fn errors_name_the_field() {
         for (extra, expected) in [
             ("vni: 16777216\n", "vni: 16777216 does not fit 24 bits"),
             ("servicePrefixes: [10.42.96.0/24]\n", "servicePrefixes: 10.42.96.0/24 overlaps the pods' 10.42.0.0/16"),
             ("bridge: a-name-that-is-too-long\n", "bridge: `a-name-that-is-too-long` is not a link name"),
             ("fabrik: vxlan\n", "fabrik"),
+            ("services: userspace\n", "userspace"),
         ] {
             let error = parse(&format!("{SMALL}{extra}")).unwrap_err();
             assert!(error.contains(expected), "{error}");

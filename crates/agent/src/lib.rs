@@ -5,6 +5,7 @@
 //! - [`attachments`], [`cni_socket`]: the records of pod interfaces, and the plugin's way in.
 //! - [`client`], [`api`], [`table`]: what the command line asks an agent, and how.
 //! - [`config`]: one YAML file per role.
+//! - [`proxy`]: what lies around the data plane of Services, as kube-proxy has it.
 //!
 //! Effects start here: tasks, threads, sockets and time. What is decided, is decided in pure crates.
 
@@ -17,6 +18,7 @@ pub mod dns;
 pub mod metrics;
 pub mod node;
 pub mod probe;
+pub mod proxy;
 pub mod table;
 
 mod admin_socket;

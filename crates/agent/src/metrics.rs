@@ -12,6 +12,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::proxy::ProxyMetrics;
+
 /// Which room of the program.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RoomLabel {
@@ -38,12 +40,14 @@ pub struct Metrics {
     in_sync: Gauge,
     problems: Gauge<i64>,
     revision: Gauge<u64, AtomicU64>,
+    /// What is counted under kube-proxy's names.
+    pub proxy: ProxyMetrics,
 }
 
 impl Default for Metrics {
     fn default() -> Metrics {
         let metrics = Metrics {
-            registry: Mutex::new(Registry::with_prefix("portolan")),
+            registry: Mutex::default(),
             apply_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
             changes: Family::default(),
             failures: Family::default(),
@@ -53,6 +57,7 @@ impl Default for Metrics {
             in_sync: Gauge::default(),
             problems: Gauge::default(),
             revision: Gauge::default(),
+            proxy: ProxyMetrics::default(),
         };
         metrics.register();
         metrics
@@ -66,7 +71,9 @@ impl Metrics {
     }
 
     fn register(&self) {
-        let mut registry = lock(&self.registry);
+        let mut root = lock(&self.registry);
+        self.proxy.register(&mut root);
+        let registry = root.sub_registry_with_prefix("portolan");
         registry.register_with_unit(
             "apply",
             "Time from the first event of an apply cycle until the kernel holds its result",
@@ -89,11 +96,15 @@ impl Metrics {
         self.changes.get_or_create(&label).inc_by(changes as u64);
         self.failures.get_or_create(&label).inc_by(failures as u64);
         self.messages.get_or_create(&label).inc_by(messages as u64);
+        if failures > 0 {
+            self.proxy.refused(room);
+        }
     }
 
     /// An apply cycle is over.
     pub fn cycle(&self, took: Duration, revision: u64, problems: usize) {
         self.apply_seconds.observe(took.as_secs_f64());
+        self.proxy.synced(took);
         self.revision.set(revision);
         self.problems.set(i64::try_from(problems).unwrap_or(i64::MAX));
     }
@@ -101,6 +112,7 @@ impl Metrics {
     /// The kernel was read in full.
     pub fn resync(&self) {
         self.resyncs.inc();
+        self.proxy.full();
     }
 
     /// A CNI call was answered.
@@ -134,13 +146,41 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_waits_is_counted_until_the_kernel_holds_it() {
+        use std::time::{SystemTime, UNIX_EPOCH};
+        let metrics = Metrics::new();
+        let at = |seconds| -> SystemTime { UNIX_EPOCH + Duration::from_secs(seconds) };
+        metrics.proxy.queued(1, 3, at(100));
+        metrics.proxy.triggered(portolan_net::Family::V6, at(98));
+        let text = metrics.render();
+        assert!(text.contains("kubeproxy_sync_proxy_rules_endpoint_changes_total 3"), "{text}");
+        assert!(text.contains("kubeproxy_sync_proxy_rules_endpoint_changes_pending 3"), "{text}");
+        metrics.proxy.updated(at(101));
+        let text = metrics.render();
+        assert!(text.contains("kubeproxy_sync_proxy_rules_endpoint_changes_pending 0"), "{text}");
+        assert!(text.contains("kubeproxy_sync_proxy_rules_last_timestamp_seconds 101.0"), "{text}");
+        let programmed = "kubeproxy_network_programming_duration_seconds_sum{ip_family=\"IPv6\"} 3.0";
+        assert!(text.contains(programmed), "{text}");
+    }
+
+    #[test]
     fn counters_appear_under_their_names() {
         let metrics = Metrics::new();
         metrics.applied("nftables", 3, 1, 5);
         metrics.cni("ADD", true);
+        metrics.resync();
+        metrics.cycle(Duration::from_millis(3), 7, 0);
+        metrics.cycle(Duration::from_millis(1), 8, 0);
         let text = metrics.render();
+        assert_eq!(text.matches("# EOF").count(), 1, "{text}");
+        assert!(text.contains("portolan_state_revision 8"), "{text}");
+        assert!(text.contains("kubeproxy_sync_proxy_rules_duration_seconds_count 2"), "{text}");
+        assert!(text.contains("kubeproxy_sync_full_proxy_rules_duration_seconds_count 1"), "{text}");
+        assert!(text.contains("kubeproxy_sync_proxy_rules_nftables_sync_failures_total 1"), "{text}");
         assert!(text.contains("portolan_program_changes_total{room=\"nftables\"} 3"), "{text}");
         assert!(text.contains("portolan_program_failures_total{room=\"nftables\"} 1"), "{text}");
+        let local = "kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"external\"} 0";
+        assert!(text.contains(local), "{text}");
         assert!(text.contains("portolan_cni_requests_total{verb=\"ADD\",result=\"success\"} 1"), "{text}");
     }
 }

@@ -11,11 +11,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use portolan_intent::services::ServicesCompiler;
+use imbl::OrdMap;
+use portolan_intent::services::{HealthCheck, ServicesCompiler};
 use portolan_intent::{FabricMode, NodeView, fabric, masquerade, wiring};
 use portolan_kernel::KernelError;
 use portolan_kernel::monitor::Event;
-use portolan_net::{Family, IpNet, MacAddress, ObjectKind};
+use portolan_net::{Family, IpNet, MacAddress, ObjectKey, ObjectKind};
 use portolan_program::netlink::{self, Surroundings};
 use portolan_program::nftables;
 use portolan_state::{AttachmentKey, Change, Dirty, Node, NodeTunnel, Problem, Snapshot, Writer};
@@ -24,6 +25,7 @@ use super::port::KernelPort;
 use super::refusals::{self, Refusals};
 use crate::config::AgentConfig;
 use crate::metrics::Metrics;
+use crate::proxy::ProblemBoard;
 
 /// Tables that must have been listed in full before the kernel is touched. Pods serve names and traces
 /// only, so the data plane does not wait for them.
@@ -86,6 +88,8 @@ pub struct Engine<P> {
     pub writer: Writer,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Problems of what runs beside the loop.
+    pub board: Arc<ProblemBoard>,
     config: AgentConfig,
     snapshot: Snapshot,
     /// Keys that changed before the engine could use them.
@@ -130,6 +134,7 @@ impl<P: KernelPort> Engine<P> {
             port,
             writer: Writer::new(),
             metrics,
+            board: Arc::default(),
             config,
             snapshot: Snapshot::default(),
             pending: Dirty::default(),
@@ -183,13 +188,18 @@ impl<P: KernelPort> Engine<P> {
         self.compiled.as_ref().map(|compiled| compiled.services.intent())
     }
 
+    /// What load balancers may ask this node, by Service.
+    pub fn health_checks(&self) -> Option<&OrdMap<ObjectKey, HealthCheck>> {
+        self.compiled.as_ref().map(|compiled| compiled.services.health_checks())
+    }
+
     /// What has no effect, and why: objects, claims, other nodes.
     pub fn problems(&self) -> Vec<Problem> {
         let further = self
             .compiled
             .iter()
             .flat_map(|compiled| compiled.problems.iter().cloned().chain(compiled.services.problems()));
-        crate::table::gather(&self.snapshot, further.chain(self.refusals.problems().cloned()))
+        crate::table::gather(&self.snapshot, further.chain(self.refusals.problems().cloned()).chain(self.board.all()))
     }
 
     /// The hardware addresses that other nodes must know for the VXLAN fabric, by family.
@@ -223,7 +233,7 @@ impl<P: KernelPort> Engine<P> {
     /// How many objects and parts of objects have no effect.
     pub fn problem_count(&self) -> usize {
         let further = self.compiled.as_ref().map_or(0, |compiled| compiled.problems.len());
-        self.snapshot.problems.len() + further + self.refusals.count()
+        self.snapshot.problems.len() + further + self.refusals.count() + self.board.count()
     }
 
     /// The kernel may differ from what is believed: read all of it at the next cycle.

@@ -9,6 +9,7 @@ use hyper::{Method, StatusCode};
 use portolan_kernel::KernelError;
 use portolan_kernel::monitor::{Event as KernelEvent, Monitor};
 use portolan_source::{Client, Connection, Selection, SourceEvent};
+use portolan_state::Change;
 use tokio::sync::{mpsc, oneshot, watch as signal};
 use tokio::task::LocalSet;
 use tokio::time::sleep_until;
@@ -21,12 +22,13 @@ use crate::admin_socket::{self, AdminAnswer, AdminHandler, AdminRequest, SocketE
 use crate::api::{ObserveQuestion, ProbeQuestion};
 use crate::attachments::{AttachmentBook, BookError};
 use crate::cni_socket::{CniCall, CniSocket, CniSocketError};
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, ServicesMode};
 use crate::limits::{
     ADMIN_QUEUE, CNI_QUEUE, EVENTS_PER_CYCLE_MAX, HEALTH_TIMEOUT, MONITOR_WAIT_MILLISECONDS, NOTIFICATION_QUEUE,
     REPAIR_DELAY, REPAIR_EVENTS_MAX, RESYNC_INTERVAL, RETRY_DELAY_MAX, RETRY_DELAY_MIN, SOURCE_QUEUE,
 };
 use crate::metrics::Metrics;
+use crate::proxy::{Attendant, Synced};
 use crate::publish::{self, Announcement};
 
 /// Why the agent cannot run.
@@ -50,6 +52,9 @@ pub enum RunError {
     /// A fault of ours: without the loop the agent would be there and do nothing.
     #[error("the agent's loop ended by itself, which is a fault of it: the log says where; start the agent again")]
     LoopEnded,
+    /// The configuration asks for a mode that the loop cannot run.
+    #[error("Services cannot be served in the {0} mode by this version; set `services: nftables` in the agent's file")]
+    Mode(ServicesMode),
     /// The operating system refuses.
     #[error("the agent's loop could not be started: {0}")]
     System(#[from] std::io::Error),
@@ -57,6 +62,9 @@ pub enum RunError {
 
 /// Runs the node's agent until `shutdown` is done. The data plane goes on forwarding afterwards.
 pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    if config.services_mode() != ServicesMode::Nftables {
+        return Err(RunError::Mode(config.services_mode()));
+    }
     // The sockets come first: a second agent on the node ends here, before it touches anything.
     let admin = admin_socket::bind_unix(&config.runtime_directory.join("agent.sock"))?;
     let metrics_listener = match config.metrics_address {
@@ -86,11 +94,14 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
     for port in kernel.ports() {
         monitor.ignore_port(port);
     }
-    let engine = Engine::new(config.clone(), kernel, metrics.clone());
+    let attendant = Attendant::start(&config, metrics.clone()).await?;
+    let mut engine = Engine::new(config.clone(), kernel, metrics.clone());
+    engine.board = attendant.board();
     let (notification_sender, notifications) = mpsc::channel(NOTIFICATION_QUEUE);
     std::thread::Builder::new().name("monitor".to_owned()).spawn(move || listen(monitor, &notification_sender))?;
     let (stop, stopped) = oneshot::channel();
-    let node_loop = NodeLoop { config: config.clone(), engine, book, tunnel, retry: None, repair: Repair::default() };
+    let node_loop =
+        NodeLoop { config: config.clone(), engine, attendant, book, tunnel, retry: None, repair: Repair::default() };
     // Dropped when the thread ends, also by a panic.
     let (alive, ended) = oneshot::channel::<()>();
     let thread = std::thread::Builder::new().name("node".to_owned()).spawn(move || {
@@ -161,7 +172,7 @@ fn remove_records(directory: &Path) -> Result<(), std::io::Error> {
 }
 
 fn connection(config: &AgentConfig) -> Connection {
-    config.kubernetes.connection()
+    config.connection()
 }
 
 /// Spreads waits between nodes; any stable number will do.
@@ -238,6 +249,7 @@ struct Retry {
 struct NodeLoop {
     config: AgentConfig,
     engine: Engine<RealKernel>,
+    attendant: Attendant,
     book: AttachmentBook,
     tunnel: signal::Sender<Announcement>,
     retry: Option<Retry>,
@@ -313,7 +325,7 @@ impl NodeLoop {
         for _ in 0..EVENTS_PER_CYCLE_MAX {
             match next.take() {
                 None => break,
-                Some(SourceEvent::Changes(changes)) => self.engine.write_all(changes),
+                Some(SourceEvent::Changes(changes)) => self.write_all(changes),
                 Some(SourceEvent::Connected { table }) => tracing::debug!(%table, "followed"),
                 Some(SourceEvent::Disconnected { table, reason, hint }) => {
                     tracing::warn!(%table, reason, hint, "not followed; the data plane stays as it is");
@@ -323,9 +335,30 @@ impl NodeLoop {
         }
         // One was taken out beyond the bound: it belongs to this cycle as well.
         if let Some(SourceEvent::Changes(changes)) = next {
-            self.engine.write_all(changes);
+            self.write_all(changes);
         }
         self.cycle();
+    }
+
+    fn write_all(&mut self, changes: Vec<Change>) {
+        self.attendant.queued(&changes);
+        self.engine.write_all(changes);
+    }
+
+    /// Tells what lies around the data plane of a cycle that ran.
+    fn attend(&mut self, outcome: &Outcome) {
+        let node = self.engine.snapshot().nodes.get(&self.config.node);
+        let known = (self.engine.services(), self.engine.health_checks(), node);
+        if let (true, (Some(frontends), Some(health_checks), Some(node))) = (outcome.ran, known) {
+            self.attendant.synced(&Synced {
+                frontends,
+                health_checks,
+                node,
+                link_addresses: &self.engine.surroundings().addresses,
+                changes: outcome.changes,
+                failures: outcome.failures.len(),
+            });
+        }
     }
 
     fn notice(&mut self, event: KernelEvent) {
@@ -336,6 +369,7 @@ impl NodeLoop {
     fn cycle(&mut self) -> Outcome {
         let begin = Instant::now();
         let outcome = self.engine.cycle();
+        self.attend(&outcome);
         self.schedule_retry();
         if outcome.ran {
             let problems = self.engine.problem_count();
