@@ -6,14 +6,38 @@
 //! every other rule of the tables stays as it is.
 //!
 //! - [`program`](Program): the typed program, which the IPVS mode uses for its chains too.
+//! - [`compile`](compile()): from intent, incrementally or from nothing. [`diff`](diff()): what to change.
+//! - [`render`](render()): the text of `iptables-save`; [`render_restore`]: the input of `iptables-restore`.
+//! - [`parse`](parse()): reads `iptables-save`, ours, a kube-proxy's or anybody's.
+//! - [`interpret`](interpret()): what would happen to the first packet of a connection. [`names`]: the hashes.
 //!
 //! The chains as a diagram: `docs/design/iptables.md`.
 
+mod base;
+mod batch;
+mod builder;
 mod change;
+mod compile;
+mod diff;
+mod interpret;
+pub mod names;
+mod parse;
+mod port;
 mod program;
+mod render;
+pub mod sample;
+#[cfg(test)]
+mod tests;
 
+pub use batch::split;
+pub use builder::{COMMENT_LENGTH_MAX, RuleBuilder};
 pub use change::Change;
+pub use compile::{COMMENTED_ENDPOINTS_MAX, Compiler, compile, families_of};
+pub use diff::diff;
+pub use interpret::{BRANCHES_MAX, Branch, Environment, NotUnderstood, Outcome, SetPart, Step, Verdict, interpret};
+pub use parse::{ParseError, parse, parse_family};
 pub use program::{
-    COMMENT_LENGTH_MAX, Chain, End, Match, Name, Policy, Probability, Program, Recent, RecentAction, Rejection, Rule,
-    RuleBuilder, SetMatch, States, Table, TableKey, TableName, Target,
+    Chain, End, Match, Name, Policy, Probability, Program, Recent, RecentAction, Rejection, Rule, SetMatch, States,
+    Table, TableKey, TableName, Target,
 };
+pub use render::{BUILT_IN, is_built_in, render, render_restore, render_rule, render_target};

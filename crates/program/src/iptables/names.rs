@@ -1,0 +1,98 @@
+//! The names of chains, as kube-proxy makes them (`pkg/proxy/iptables/proxier.go`).
+
+use std::net::SocketAddr;
+
+use portolan_net::{ObjectKey, Protocol};
+use sha2::{Digest, Sha256};
+
+use super::Name;
+
+/// How many characters of the hash a name has: with the prefix it fits the 28 that iptables allows.
+const HASH_LENGTH: usize = 16;
+
+/// RFC 4648 §6.
+const BASE32: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+
+/// How kube-proxy names one port of a Service: `namespace/name:port`, or `namespace/name` where the port has none.
+pub fn service_port_name(service: &ObjectKey, port: &str) -> String {
+    if port.is_empty() { service.to_string() } else { format!("{service}:{port}") }
+}
+
+/// The chain of endpoints anywhere: `KUBE-SVC-…`.
+pub fn cluster_chain(service_port: &str, protocol: Protocol) -> Name {
+    named("KUBE-SVC-", &[service_port, protocol.name()])
+}
+
+/// The chain of endpoints of this node: `KUBE-SVL-…`.
+pub fn local_chain(service_port: &str, protocol: Protocol) -> Name {
+    named("KUBE-SVL-", &[service_port, protocol.name()])
+}
+
+/// The chain of traffic from outside: `KUBE-EXT-…`.
+pub fn external_chain(service_port: &str, protocol: Protocol) -> Name {
+    named("KUBE-EXT-", &[service_port, protocol.name()])
+}
+
+/// The chain of who may connect: `KUBE-FW-…`.
+pub fn firewall_chain(service_port: &str, protocol: Protocol) -> Name {
+    named("KUBE-FW-", &[service_port, protocol.name()])
+}
+
+/// The chain of one endpoint: `KUBE-SEP-…`.
+pub fn endpoint_chain(service_port: &str, protocol: Protocol, endpoint: &str) -> Name {
+    named("KUBE-SEP-", &[service_port, protocol.name(), endpoint])
+}
+
+/// As [`endpoint_chain`], of a socket.
+pub fn endpoint_chain_of(service_port: &str, protocol: Protocol, endpoint: SocketAddr) -> Name {
+    endpoint_chain(service_port, protocol, &endpoint.to_string())
+}
+
+/// A prefix, and the first characters of the SHA-256 of all parts in Base32.
+fn named(prefix: &str, parts: &[&str]) -> Name {
+    let mut hasher = Sha256::new();
+    parts.iter().for_each(|part| hasher.update(part.as_bytes()));
+    let digest = hasher.finalize();
+    let mut name = String::with_capacity(prefix.len() + HASH_LENGTH);
+    name.push_str(prefix);
+    let (mut bits, mut count) = (0u32, 0);
+    for byte in digest {
+        bits = bits << 8 | u32::from(byte);
+        count += 8;
+        while count >= 5 && name.len() < prefix.len() + HASH_LENGTH {
+            count -= 5;
+            name.push(char::from(BASE32[(bits >> count & 31) as usize]));
+        }
+        bits &= (1 << count) - 1;
+        if name.len() == prefix.len() + HASH_LENGTH {
+            break;
+        }
+    }
+    name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names that are printed in many published `iptables-save`s.
+    #[test]
+    fn names_are_those_of_kube_proxy() {
+        let chain = |service: ObjectKey, port: &str, protocol| {
+            cluster_chain(&service_port_name(&service, port), protocol).to_string()
+        };
+        let dns = || ObjectKey::new("kube-system", "kube-dns");
+        assert_eq!(chain(dns(), "dns", Protocol::Udp), "KUBE-SVC-TCOU7JCQXEZGVUNU");
+        assert_eq!(chain(dns(), "dns-tcp", Protocol::Tcp), "KUBE-SVC-ERIFXISQEP7F7OF4");
+        assert_eq!(chain(dns(), "metrics", Protocol::Tcp), "KUBE-SVC-JD5MR3NA4I4DYORP");
+        let api = ObjectKey::new("default", "kubernetes");
+        assert_eq!(chain(api, "https", Protocol::Tcp), "KUBE-SVC-NPX46M4PTMTKRN6Y");
+    }
+
+    #[test]
+    fn a_port_without_a_name_has_no_colon() {
+        let service = ObjectKey::new("default", "web");
+        assert_eq!(service_port_name(&service, ""), "default/web");
+        assert_eq!(cluster_chain("default/web", Protocol::Tcp).len(), 25);
+    }
+}
