@@ -1,6 +1,6 @@
 //! `cargo xtask kube-proxy [--out DIR]`: a real kube-proxy 1.20.2, the peer of tests and benches, built once and kept.
 
-mod process;
+mod place;
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::recipe;
 
 /// Builds it, as the arguments after `kube-proxy` say.
 pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
-    let default = process::default_directory();
+    let default = place::default_directory();
     let directory = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => default.as_path(),
         ["--out", directory] => Path::new(directory),

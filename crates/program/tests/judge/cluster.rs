@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use portolan_intent::services::{FrontendUpdate, ProxySettings, ServicesCompiler};
 use portolan_intent::{FabricMode, NodeView};
-use portolan_net::{Family, IpNet, NodeName, ObjectKey, ObjectKind, Vni};
+use portolan_net::{Family, IpNet, NodeName, ObjectKey, ObjectKind, Port, Vni};
 use portolan_state::{Change, EndpointSlice, Node, Object, Service, Writer};
 
 use crate::scenario;
@@ -108,6 +108,11 @@ impl Follower {
         self.writer.apply(Change::Replace(ObjectKind::EndpointSlice, all(slices), Vec::new()));
         let (snapshot, dirty) = self.writer.take();
         self.compiler.update(&snapshot, &dirty)
+    }
+
+    /// The ports at which load balancers ask this node.
+    pub(crate) fn health_ports(&self) -> BTreeSet<Port> {
+        self.compiler.health_checks().values().map(|check| check.port).collect()
     }
 }
 

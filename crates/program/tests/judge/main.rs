@@ -10,6 +10,8 @@
 mod answer;
 mod cluster;
 mod generator;
+mod kube_proxy;
+mod kubernetes;
 mod modes;
 mod scenario;
 mod specification;
@@ -95,16 +97,21 @@ proptest! {
     }
 }
 
-/// Runs every file of `scenarios/services`; `SCENARIO=name` runs one alone.
-#[test]
-fn scenarios_hold_in_every_mode() {
+/// All text scenarios.
+fn scenario_files() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios/services");
     let mut files: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "txt"));
     files.sort();
+    files
+}
+
+/// Runs every file of `scenarios/services`; `SCENARIO=name` runs one alone.
+#[test]
+fn scenarios_hold_in_every_mode() {
     let only = std::env::var("SCENARIO").ok();
     let mut wrong = Vec::new();
-    for path in files {
+    for path in scenario_files() {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         if only.as_ref().is_some_and(|only| *only != name) {
             continue;

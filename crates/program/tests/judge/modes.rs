@@ -5,6 +5,7 @@
 
 mod hooks;
 mod intent;
+mod iptables;
 mod nftables;
 
 use std::net::SocketAddr;
@@ -14,6 +15,8 @@ use portolan_state::AffinityTimeout;
 
 use crate::answer::{Answer, Question};
 use crate::cluster::{Cluster, Follower};
+
+pub(crate) use iptables::answer as iptables_answer;
 
 /// One that answers.
 pub(crate) trait Mode {
@@ -39,7 +42,11 @@ pub(crate) trait Mode {
 
 /// All of them, for a cluster of which they have seen nothing yet.
 pub(crate) fn all(cluster: &Cluster) -> Vec<Box<dyn Mode>> {
-    vec![Box::new(intent::Intent::default()), Box::new(nftables::Nftables::new(cluster))]
+    vec![
+        Box::new(intent::Intent::default()),
+        Box::new(iptables::Iptables::new(cluster)),
+        Box::new(nftables::Nftables::new(cluster)),
+    ]
 }
 
 /// Whether the intent lets a flow of UDP go on at an endpoint. What is no Service's is not cut.

@@ -31,7 +31,7 @@ struct Stage {
 
 /// What must be so.
 #[derive(Debug)]
-enum Check {
+pub(crate) enum Check {
     /// What becomes of the first packet of a connection; which modes answer otherwise, and what.
     Answer(Question, Answer, Vec<(String, Answer)>),
     /// Whether an open flow of UDP stays at its endpoint.
@@ -65,6 +65,11 @@ impl Scenario {
             }
         }
         wrong
+    }
+
+    /// The states with what is checked in each.
+    pub(crate) fn stages(&self) -> impl Iterator<Item = (&Cluster, impl Iterator<Item = &Check>)> {
+        self.stages.iter().map(|stage| (&stage.cluster, stage.checks.iter().map(|(_, check)| check)))
     }
 
     /// How many lines look at something.
