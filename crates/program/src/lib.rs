@@ -3,6 +3,7 @@
 //! - [`netlink`]: links, addresses, routes, neighbours, forwarding entries, sysctls.
 //! - [`nftables`]: our nftables tables.
 //! - [`iptables`]: kube-proxy's iptables chains.
+//! - [`ipvs`]: virtual servers, and the addresses of the dummy link.
 //! - [`layout`]: what the rooms share, and the contract with other software on the node.
 //!
 //! Every room has the same furniture: `program` (typed), `compile` (from intent), `diff`, `render`
@@ -10,6 +11,7 @@
 //! each other. Everything here is pure.
 
 pub mod iptables;
+pub mod ipvs;
 pub mod layout;
 pub mod netlink;
 pub mod nftables;

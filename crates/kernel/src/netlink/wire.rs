@@ -287,7 +287,7 @@ pub(crate) fn add_address(index: u32, prefix: &IpNet, is_ours: bool) -> Vec<u8> 
     address(libc::RTM_NEWADDR, CREATE | REPLACE, index, prefix, is_ours.then_some(ROUTE_PROTOCOL))
 }
 
-pub(super) fn remove_address(index: u32, prefix: &IpNet) -> Vec<u8> {
+pub(crate) fn remove_address(index: u32, prefix: &IpNet) -> Vec<u8> {
     address(libc::RTM_DELADDR, 0, index, prefix, None)
 }
 
@@ -368,7 +368,7 @@ pub(super) fn remove_forwarding(index: u32, mac: MacAddress, remote: IpAddr) -> 
     message.finish()
 }
 
-pub(super) fn dump_addresses() -> Vec<u8> {
+pub(crate) fn dump_addresses() -> Vec<u8> {
     let mut message = MessageBuilder::new(libc::RTM_GETADDR, 0);
     message.header(&[0; ADDRESS_HEADER]);
     message.finish()

@@ -48,6 +48,8 @@ pub enum Protocol {
     Route,
     /// `NETLINK_NETFILTER`: nftables, connection tracking.
     Netfilter,
+    /// `NETLINK_GENERIC`: families by name, such as IPVS.
+    Generic,
 }
 
 impl Protocol {
@@ -55,6 +57,7 @@ impl Protocol {
         match self {
             Protocol::Route => libc::NETLINK_ROUTE,
             Protocol::Netfilter => libc::NETLINK_NETFILTER,
+            Protocol::Generic => libc::NETLINK_GENERIC,
         }
     }
 }
