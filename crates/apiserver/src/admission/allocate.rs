@@ -26,7 +26,55 @@ type Holder = (String, String);
 #[derive(Debug, Clone, Default)]
 pub struct Holders {
     addresses: BTreeMap<IpAddr, BTreeSet<Holder>>,
+    runs: Runs,
     ports: BTreeMap<(u16, String), BTreeSet<Holder>>,
+}
+
+/// Addresses that are held without a gap between them: the first and the last of each run. The next free
+/// one is found by one look, whatever their number.
+#[derive(Debug, Clone, Default)]
+struct Runs(BTreeMap<IpAddr, IpAddr>);
+
+impl Runs {
+    /// The run that an address is in.
+    fn around(&self, address: &IpAddr) -> Option<(IpAddr, IpAddr)> {
+        let (first, last) = self.0.range(..=address).next_back()?;
+        (last >= address && first.is_ipv4() == address.is_ipv4()).then_some((*first, *last))
+    }
+
+    fn insert(&mut self, address: IpAddr) {
+        if self.around(&address).is_some() {
+            return;
+        }
+        let before = previous(&address).and_then(|it| self.around(&it));
+        let after = next(&address).and_then(|it| self.0.remove(&it));
+        self.0.insert(before.map_or(address, |run| run.0), after.unwrap_or(address));
+    }
+
+    fn remove(&mut self, address: &IpAddr) {
+        let Some((first, last)) = self.around(address) else { return };
+        self.0.remove(&first);
+        if let Some(before) = previous(address).filter(|_| first < *address) {
+            self.0.insert(first, before);
+        }
+        if let Some(after) = next(address).filter(|_| *address < last) {
+            self.0.insert(after, last);
+        }
+    }
+}
+
+fn next(address: &IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(address) => u32::from(*address).checked_add(1).map(|bits| Ipv4Addr::from(bits).into()),
+        IpAddr::V6(address) => u128::from(*address).checked_add(1).map(|bits| Ipv6Addr::from(bits).into()),
+    }
+}
+
+fn previous(address: &IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(address) => u32::from(*address).checked_sub(1).map(|bits| Ipv4Addr::from(bits).into()),
+        IpAddr::V6(address) => u128::from(*address).checked_sub(1).map(|bits| Ipv6Addr::from(bits).into()),
+    }
 }
 
 impl Holders {
@@ -44,6 +92,7 @@ impl Holders {
         let holder = || (namespace(service).to_owned(), name(service).to_owned());
         for address in service_addresses(service) {
             self.addresses.entry(address).or_default().insert(holder());
+            self.runs.insert(address);
         }
         for port in service_ports(service) {
             self.ports.entry(port).or_default().insert(holder());
@@ -55,6 +104,9 @@ impl Holders {
         let holder = (namespace(service).to_owned(), name(service).to_owned());
         for address in service_addresses(service) {
             let_go(&mut self.addresses, &address, &holder);
+            if !self.addresses.contains_key(&address) {
+                self.runs.remove(&address);
+            }
         }
         for port in service_ports(service) {
             let_go(&mut self.ports, &port, &holder);
@@ -113,13 +165,17 @@ impl<'a> Taken<'a> {
         self.ports.insert((port, protocol.to_owned()), holder.to_owned());
     }
 
-    /// The lowest free address of a prefix: the first gap in those that are held, which are sorted.
+    /// The lowest address of a prefix that nobody holds, from the second host on.
     pub(super) fn free_address(&self, prefix: &IpNet) -> Option<IpAddr> {
-        let mut held = self.holders.addresses.range(prefix.network()..).peekable();
-        hosts(prefix).find(|address| {
-            while held.next_if(|(other, _)| *other < address).is_some() {}
-            held.peek().is_none_or(|(other, holders)| *other != address || self.other(holders).is_none())
-        })
+        // The first address after the network's own is left out.
+        let first = next(&next(&prefix.network())?)?;
+        let free = match self.holders.runs.around(&first) {
+            Some((_, last)) => next(&last)?,
+            None => first,
+        };
+        // The last address of an IPv4 prefix is for broadcasts.
+        let is_broadcast = free.is_ipv4() && free == prefix.broadcast();
+        (prefix.contains(&free) && !is_broadcast).then_some(free)
     }
 
     /// A free node port; the search begins where the seed says.
@@ -143,22 +199,6 @@ pub(super) fn service_addresses(service: &Value) -> Vec<IpAddr> {
     let mut addresses: BTreeSet<IpAddr> = texts(service, "spec.clusterIPs").filter_map(|it| it.parse().ok()).collect();
     addresses.extend(text(service, "spec.clusterIP").parse::<IpAddr>());
     addresses.into_iter().collect()
-}
-
-/// The addresses of a prefix from the second on, without IPv4's broadcast address.
-fn hosts(prefix: &IpNet) -> Box<dyn Iterator<Item = IpAddr>> {
-    match prefix {
-        IpNet::V4(prefix) => {
-            let first = u32::from(prefix.network()).saturating_add(2);
-            let last = u32::from(prefix.broadcast());
-            Box::new((first..last).map(|bits| IpAddr::V4(Ipv4Addr::from(bits))))
-        }
-        IpNet::V6(prefix) => {
-            let first = u128::from(prefix.network()).saturating_add(2);
-            let last = u128::from(prefix.broadcast());
-            Box::new((first..=last).map(|bits| IpAddr::V6(Ipv6Addr::from(bits))))
-        }
-    }
 }
 
 /// The podCIDRs for a node that has none: one of each of the cluster's prefixes.
@@ -203,6 +243,41 @@ fn subnets(prefix: &IpNet, length: u8) -> Box<dyn Iterator<Item = IpNet>> {
             let step = 1u128.checked_shl(128 - u32::from(length)).unwrap_or(u128::MAX);
             let nets = std::iter::successors(Some(first), move |at| at.checked_add(step).filter(|next| *next <= last));
             Box::new(nets.filter_map(move |bits| Ipv6Net::new(bits.into(), length).ok().map(IpNet::V6)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn runs_know_what_is_held(steps in proptest::collection::vec((any::<bool>(), 0..24u8, any::<bool>()), 0..80)) {
+            let mut runs = Runs::default();
+            let mut held = BTreeSet::new();
+            for (is_v4, last, is_added) in steps {
+                let address: IpAddr =
+                    if is_v4 { [255, 255, 255, 255 - last].into() } else { [0, 0, 0, 0, 0, 0, 0, u16::from(last)].into() };
+                if is_added {
+                    runs.insert(address);
+                    held.insert(address);
+                } else {
+                    runs.remove(&address);
+                    held.remove(&address);
+                }
+            }
+            let mut found = BTreeSet::new();
+            for (first, last) in &runs.0 {
+                prop_assert!(previous(first).is_none_or(|it| runs.around(&it).is_none()), "two runs touch");
+                let all = std::iter::successors(Some(*first), next).take_while(|it| it <= last);
+                found.extend(all);
+            }
+            prop_assert_eq!(found, held);
         }
     }
 }

@@ -99,6 +99,7 @@ fn dual_stack_follows_the_policy() {
     back["spec"]["ipFamilyPolicy"] = json!("SingleStack");
     let back = cluster.admit("Service", Some(&both), back).unwrap();
     assert_eq!(back["spec"]["clusterIPs"], json!(["10.96.0.2"]));
+    cluster.services.insert(("default".into(), "both".into()), back.clone());
     let mut up = back.clone();
     up["spec"]["ipFamilyPolicy"] = json!("PreferDualStack");
     assert_eq!(
