@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 
+use nix::errno::Errno;
 use portolan_net::{IpNet, MacAddress};
 use portolan_program::netlink::LinkKind;
 
@@ -99,6 +100,16 @@ impl Links {
         let index = index::of(self.socket.fd(), name)?;
         let spec = RouteSpec { destination, index, gateway, onlink: false, protocol: STATIC };
         self.socket.request(wire::add_route(&spec, Existing::Replace))
+    }
+
+    /// Removes a route that [`Links::add_route`] added. One that is gone already is none.
+    pub fn remove_route(&mut self, name: &str, destination: IpNet, gateway: Option<IpAddr>) -> Result<(), KernelError> {
+        let index = index::of(self.socket.fd(), name)?;
+        let spec = RouteSpec { destination, index, gateway, onlink: false, protocol: STATIC };
+        match self.socket.request(wire::remove_route(&spec)) {
+            Err(error) if error.errno() == Some(Errno::ESRCH) => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// Deletes a link, and the other end of a veth pair with it.

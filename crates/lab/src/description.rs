@@ -115,6 +115,13 @@ impl Description {
     /// With the segment and the prefix that share an address.
     pub(crate) fn check(&self) -> std::result::Result<(), String> {
         let ranges = [("pods", &self.cluster_prefixes), ("Services", &self.service_prefixes)];
+        for pool in &self.topology.load_balancers {
+            for (whose, ranges) in ranges {
+                if let Some(range) = ranges.iter().find(|range| overlap(range, pool)) {
+                    return Err(format!("loadBalancers: {pool} overlaps with {range}, the range of {whose}"));
+                }
+            }
+        }
         for segment in &self.topology.segments {
             for prefix in &segment.router {
                 for (whose, ranges) in ranges {
@@ -218,6 +225,13 @@ mod tests {
         );
         assert!(lab("10.0.0.1/8").contains("overlaps with"));
         assert!(lab("10.96.0.1/24").ends_with("the range of Services"));
+        let mut topology = Topology::standard(1);
+        topology.load_balancers[0] = "10.42.0.0/24".parse().unwrap();
+        let lab = Description::new("x", "p".into(), topology, "vxlan", "nftables", IpFamilies::Ipv4).unwrap();
+        assert_eq!(
+            lab.check().unwrap_err(),
+            "loadBalancers: 10.42.0.0/24 overlaps with 10.42.0.0/16, the range of pods"
+        );
     }
 
     #[test]

@@ -157,10 +157,9 @@ impl Layout {
         format!("portolan-{}-{member}", self.name)
     }
 
-    /// The name of a pod's namespace.
+    /// The name of a pod's namespace. The whole uid is in it: two may well begin alike.
     pub fn pod_namespace(&self, uid: &str) -> String {
-        let short: String = uid.chars().take(8).collect();
-        format!("portolan-{}-pod-{short}", self.name)
+        format!("portolan-{}-pod-{uid}", self.name)
     }
 }
 
@@ -180,8 +179,9 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_namespace_carries_the_start_of_its_uid() {
+    fn pods_whose_uids_begin_alike_have_namespaces_of_their_own() {
         let layout = Layout::new("lab").unwrap();
-        assert_eq!(layout.pod_namespace("0a1b2c3d-4e5f-6071"), "portolan-lab-pod-0a1b2c3d");
+        assert_eq!(layout.pod_namespace("0a1b2c3d-4e5f-6071"), "portolan-lab-pod-0a1b2c3d-4e5f-6071");
+        assert_ne!(layout.pod_namespace("0a1b2c3d-4e5f-6071"), layout.pod_namespace("0a1b2c3d-4e5f-6072"));
     }
 }

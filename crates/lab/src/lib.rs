@@ -28,6 +28,7 @@ pub mod target;
 pub mod topology;
 
 mod access;
+mod balancer;
 mod checks;
 mod clock;
 mod control_plane;

@@ -3,6 +3,7 @@
 //! ```text
 //!   lab up ──▶ supervisor ─┬─ thread: API server
 //!      ◀─ reports (pipe) ──┤─ one agent per node, started again if it dies
+//!                          ├─ load balancers' addresses and routes
 //!   lab down ─ control ───▶├─ servers outside the cluster
 //!                          └─ kubelet ─▶ pods
 //! ```
@@ -34,7 +35,7 @@ use crate::limits::{RESTART_DELAY_MAX, RESTART_DELAY_MIN};
 use crate::manifest::Manifest;
 use crate::report::Report;
 use crate::topology::{OUTSIDE_PORT, namespace};
-use crate::{LabError, Layout, Result, control_plane, standing, topology};
+use crate::{LabError, Layout, Result, balancer, control_plane, standing, topology};
 
 /// How often a starting agent's socket is tried.
 const SOCKET_PERIOD: Duration = Duration::from_millis(5);
@@ -87,6 +88,7 @@ async fn run(layout: Layout) -> Result<()> {
         kubelet::register(&client, node).await.with_context(|| format!("registering {}", node.name))?;
     }
     tokio::task::spawn_local(kubelet::run(Rc::clone(&context)));
+    tokio::task::spawn_local(balancer::run(layout.clone(), description.clone()));
 
     tell("applying manifests")?;
     standing::create_dns(&client, &layout, &description).await.context("creating the cluster's DNS")?;

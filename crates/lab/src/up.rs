@@ -64,8 +64,8 @@ impl UpOptions {
 /// The fabrics that a lab can be built with.
 pub const FABRICS: [&str; 2] = ["vxlan", "host-gw"];
 
-/// The Service proxies that a lab can be built with.
-pub const SERVICES: [&str; 1] = ["nftables"];
+/// The Service proxies that a lab can be built with, by the names that the agent knows.
+pub const SERVICES: [&str; 3] = ["nftables", "iptables", "ipvs"];
 
 /// Brings a lab up. `progress` hears what is being done, and warnings.
 ///

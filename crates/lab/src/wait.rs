@@ -20,7 +20,7 @@ use crate::limits::WAIT_TIME_MAX;
 use crate::status::is_ready;
 use crate::topology::namespace;
 use crate::up::tail;
-use crate::{LabError, Layout, Result};
+use crate::{LabError, Layout, Result, balancer};
 
 /// How often an agent's health is asked for until it is in sync.
 const HEALTH_PERIOD: Duration = Duration::from_millis(10);
@@ -128,6 +128,9 @@ impl Seen {
             let there = ready_endpoints(slices, name);
             if there < wanted {
                 missing.push(format!("service {name} has {there} of {wanted} endpoints"));
+            }
+            if balancer::is_balanced(service) && balancer::shown(service).is_empty() {
+                missing.push(format!("service {name} has no address of a load balancer"));
             }
         }
         missing

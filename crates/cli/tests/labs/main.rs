@@ -10,6 +10,7 @@
 )]
 
 mod bad_input;
+mod balancer;
 mod cluster;
 mod cni;
 mod common;

@@ -327,7 +327,7 @@ pub(crate) fn add_route(spec: &RouteSpec, existing: Existing) -> Vec<u8> {
     route(libc::RTM_NEWROUTE, existing.flags(), spec)
 }
 
-pub(super) fn remove_route(spec: &RouteSpec) -> Vec<u8> {
+pub(crate) fn remove_route(spec: &RouteSpec) -> Vec<u8> {
     route(libc::RTM_DELROUTE, 0, spec)
 }
 

@@ -45,6 +45,8 @@ pub struct NodeContext {
     pub name: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// Its zone, if it has one.
+    pub zone: Option<String>,
     /// Its network namespace.
     pub namespace: PathBuf,
     /// The socket on which its agent serves CNI.
@@ -82,6 +84,7 @@ impl Context {
                 let context = NodeContext {
                     name: node.name.clone(),
                     addresses: node.addresses.clone(),
+                    zone: node.zone.clone(),
                     namespace: namespace::path(&layout.namespace(&node.name)),
                     cni_socket: layout.node(&node.name).join("cni.sock"),
                     agent: agents.get(&node.name)?.clone(),

@@ -11,7 +11,7 @@ const PODS_MAX: u32 = 110;
 
 /// Creates the Node object, or brings the one that is there up to date, and says that it is ready.
 pub async fn register(client: &Client, node: &NodeContext) -> Result<(), ClientError> {
-    let object = json!({
+    let mut object = json!({
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {
@@ -23,6 +23,9 @@ pub async fn register(client: &Client, node: &NodeContext) -> Result<(), ClientE
             },
         },
     });
+    if let Some(zone) = &node.zone {
+        object["metadata"]["labels"]["topology.kubernetes.io/zone"] = json!(zone);
+    }
     client.apply("/api/v1/nodes", &node.name, &object).await?;
     let status = json!({ "status": status(node) });
     client.merge(&format!("/api/v1/nodes/{}/status", node.name), &status).await.map(drop)

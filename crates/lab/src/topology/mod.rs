@@ -53,6 +53,9 @@ pub struct Topology {
     /// Machines outside the cluster.
     #[serde(default)]
     pub clients: Vec<Member>,
+    /// Where the addresses of load balancers come from.
+    #[serde(default = "default_load_balancers")]
+    pub load_balancers: Vec<IpNet>,
 }
 
 /// One L2 segment.
@@ -78,10 +81,21 @@ pub struct Member {
     /// Whether it runs the echo server and the DNS server of the outside world.
     #[serde(default)]
     pub server: bool,
+    /// A node's zone: the label `topology.kubernetes.io/zone` of its Node object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
 }
 
 fn default_mtu() -> u32 {
     1500
+}
+
+/// Prefixes that look like those of segments, and are none of the standard topology.
+fn default_load_balancers() -> Vec<IpNet> {
+    vec![
+        IpNet::from(ipnet::Ipv4Net::new_assert([192, 168, 70, 0].into(), 24)),
+        IpNet::from(ipnet::Ipv6Net::new_assert([0xfd00, 0x70, 0, 0, 0, 0, 0, 0].into(), 112)),
+    ]
 }
 
 impl Topology {
@@ -102,6 +116,7 @@ impl Topology {
                 IpAddr::from([0xfd00, hexadecimal(number), 0, 0, 0, 0, 0, hexadecimal(host)]),
             ],
             server,
+            zone: None,
         };
         Topology {
             mtu: default_mtu(),
@@ -113,6 +128,7 @@ impl Topology {
                 member("client-1".to_owned(), "outside", 99, 2, false),
                 member("server-1".to_owned(), "outside", 99, 3, true),
             ],
+            load_balancers: default_load_balancers(),
         }
     }
 
@@ -131,6 +147,7 @@ impl Topology {
         for segment in &mut self.segments {
             segment.router.retain(|prefix| families.has(Family::of_prefix(prefix)));
         }
+        self.load_balancers.retain(|prefix| families.has(Family::of_prefix(prefix)));
         for member in self.nodes.iter_mut().chain(&mut self.clients) {
             member.addresses.retain(|address| families.has(Family::of(*address)));
         }
@@ -190,6 +207,14 @@ impl Topology {
             }
             addresses.extend(segment.router.iter().map(IpNet::addr));
         }
+        for (index, pool) in self.load_balancers.iter().enumerate() {
+            if let Some((segment, prefix)) = prefixes.iter().find(|(_, prefix)| overlap(prefix, pool)) {
+                return Err(format!("loadBalancers: {pool} overlaps with {prefix} of segment `{segment}`"));
+            }
+            if let Some(other) = self.load_balancers[..index].iter().find(|other| overlap(other, pool)) {
+                return Err(format!("loadBalancers: {pool} overlaps with {other}"));
+            }
+        }
         for member in self.members() {
             check_name(&member.name)?;
             if !names.insert(&member.name) {
@@ -201,6 +226,12 @@ impl Topology {
             let Some(segment) = self.segment(&member.segment) else {
                 return Err(format!("{}: there is no segment `{}`", member.name, member.segment));
             };
+            if let Some(zone) = member.zone.as_deref().filter(|zone| !is_zone(zone)) {
+                return Err(format!(
+                    "{}: zone `{zone}` is no label's value: letters, digits, '-', '_' and '.' between them, at most 63",
+                    member.name
+                ));
+            }
             if member.addresses.is_empty() {
                 return Err(format!("{}: it has no address", member.name));
             }
@@ -221,6 +252,13 @@ impl Topology {
 /// addresses of both families look alike.
 fn hexadecimal(decimal: u16) -> u16 {
     u16::from_str_radix(&decimal.to_string(), 16).unwrap_or(decimal)
+}
+
+/// Whether a text may be the value of a label.
+fn is_zone(text: &str) -> bool {
+    let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let is_outer = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
+    text.len() <= 63 && text.bytes().all(is_inner) && is_outer(text.bytes().next()) && is_outer(text.bytes().last())
 }
 
 /// Whether two prefixes share an address.

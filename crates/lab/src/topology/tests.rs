@@ -47,6 +47,12 @@ fn what_does_not_fit_together_is_named() {
         refused(|it| it.nodes[0].addresses = vec!["10.0.0.1".parse().unwrap()]),
         "node-1: 10.0.0.1 is not within segment `underlay`"
     );
+    assert_eq!(
+        refused(|it| it.load_balancers[0] = "192.168.64.128/25".parse().unwrap()),
+        "loadBalancers: 192.168.64.128/25 overlaps with 192.168.64.1/24 of segment `underlay`"
+    );
+    assert!(refused(|it| it.load_balancers.push("192.168.70.64/26".parse().unwrap())).ends_with("192.168.70.0/24"));
+    assert!(refused(|it| it.nodes[0].zone = Some("-a".into())).starts_with("node-1: zone `-a` is no label's value"));
     assert!(refused(|it| it.mtu = 900).starts_with("mtu: 900"));
     assert!(refused(|it| it.nodes[0].name = "lo".into()).starts_with("`lo` is not a name"));
     assert!(refused(|it| it.nodes[0].name = "-x".into()).starts_with("`-x` is not a name"));
