@@ -71,6 +71,26 @@ pub enum KernelError {
         /// Why.
         errno: Errno,
     },
+    /// A program that we need is not installed.
+    #[error("cannot {doing}: `{program}` is not installed; install the Debian package `{package}`")]
+    MissingProgram {
+        /// The program.
+        program: &'static str,
+        /// The package that has it.
+        package: &'static str,
+        /// What cannot be done without it.
+        doing: &'static str,
+    },
+    /// A program of iptables failed.
+    #[error("{program} failed{}: {message}", at.as_ref().map(|line| format!(" at `{line}`")).unwrap_or_default())]
+    Iptables {
+        /// The program.
+        program: String,
+        /// The line of its input that it refused, where it said so.
+        at: Option<String>,
+        /// What it said.
+        message: String,
+    },
     /// A thread that worked inside another namespace ended without an answer.
     #[error("the thread that worked in the namespace ended without an answer")]
     ThreadLost,
@@ -104,6 +124,8 @@ impl KernelError {
             | KernelError::Foreign { .. }
             | KernelError::NoSuchLink(_)
             | KernelError::RouteTaken { .. }
+            | KernelError::MissingProgram { .. }
+            | KernelError::Iptables { .. }
             | KernelError::ThreadLost => None,
         }
     }

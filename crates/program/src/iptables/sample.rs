@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use portolan_intent::services::{Backend, Endpoints, Frontend, FrontendKey, FrontendKind, FrontendUpdate, Masquerade};
+use portolan_intent::services::{Backend, Endpoints, Frontend, FrontendKind, FrontendUpdate, Masquerade};
 use portolan_intent::{FabricMode, NodeView};
 use portolan_net::{Family, ObjectKey, ObjectKind, Origin, Port, Protocol, Vni};
 use portolan_state::{AffinityTimeout, TrafficPolicy};
 
 use super::{Change, Compiler};
+
+pub use portolan_intent::services::FrontendKey;
 
 /// Port of every Service and of every endpoint of a sample.
 pub const PORT: u16 = 80;
@@ -57,6 +59,9 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// The field of a load balancer's address, for [`Wanted::external`].
+    pub const LOAD_BALANCER: FrontendKind = FrontendKind::LoadBalancer;
+
     /// A node without Services.
     pub fn new(view: &NodeView, families: &[Family]) -> Sample {
         Sample { compiler: Compiler::new(view, families), frontends: BTreeMap::new() }

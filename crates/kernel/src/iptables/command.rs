@@ -1,0 +1,98 @@
+//! Runs iptables' programs, in the network namespace of the room.
+
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use crate::error::KernelError;
+use crate::netns::Namespace;
+use crate::process::enter_on_start;
+
+/// The longest that one program may run. A load of 10,000 Services with 10 endpoints each takes some 5 s.
+const RUN_MAX: Duration = Duration::from_mins(2);
+
+/// Where programs are looked for besides `PATH`, which of daemons often lacks the directories of administrators.
+const DIRECTORIES: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
+
+/// What a program said.
+#[derive(Debug)]
+pub(super) struct Output {
+    pub(super) success: bool,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
+}
+
+/// The path of an installed program.
+pub(super) fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories = std::env::split_paths(&path).chain(DIRECTORIES.iter().map(PathBuf::from));
+    directories.map(|directory| directory.join(name)).find(|path| path.is_file())
+}
+
+/// Runs a program to its end, with a text as its input.
+pub(super) fn run(
+    program: &Path,
+    arguments: &[&str],
+    input: &str,
+    namespace: &Namespace,
+) -> Result<Output, KernelError> {
+    let doing = || format!("run {} {}", program.display(), arguments.join(" "));
+    let mut command = Command::new(program);
+    command.args(arguments).env("LC_ALL", "C");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // A thread's children are in its namespace; only elsewhere it has to be entered, which needs more rights.
+    if !is_current(namespace)? {
+        enter_on_start(&mut command, namespace)?;
+    }
+    let mut child = command.spawn().map_err(|error| KernelError::file(doing(), &error))?;
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (done, ends) = mpsc::channel();
+    let (stdout, stderr, late) = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if let Some(mut stdin) = stdin {
+                // Whoever stops reading says why on its standard error.
+                let _ = stdin.write_all(input.as_bytes());
+            }
+        });
+        let other = done.clone();
+        let stdout = scope.spawn(move || read(stdout, &done));
+        let stderr = scope.spawn(move || read(stderr, &other));
+        let deadline = Instant::now() + RUN_MAX;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let late = (0..2).any(|_| ends.recv_timeout(left()).is_err());
+        if late {
+            // It is not waited for yet, so the number is still its own.
+            let _ = child.kill();
+        }
+        (stdout.join().unwrap_or_default(), stderr.join().unwrap_or_default(), late)
+    });
+    let status = child.wait().map_err(|error| KernelError::file(doing(), &error))?;
+    if late {
+        return Err(KernelError::system(doing(), Errno::ETIMEDOUT));
+    }
+    Ok(Output { success: status.success(), stdout, stderr })
+}
+
+fn read(from: Option<impl Read>, done: &mpsc::Sender<()>) -> String {
+    let mut bytes = Vec::new();
+    if let Some(mut from) = from {
+        // What was read so far counts.
+        let _ = from.read_to_end(&mut bytes);
+    }
+    let _ = done.send(());
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+fn is_current(namespace: &Namespace) -> Result<bool, KernelError> {
+    let identity = |namespace: &Namespace| {
+        nix::sys::stat::fstat(namespace.fd())
+            .map(|status| (status.st_dev, status.st_ino))
+            .map_err(|errno| KernelError::system(format!("look at namespace {}", namespace.fd().as_raw_fd()), errno))
+    };
+    Ok(identity(namespace)? == identity(&Namespace::current()?)?)
+}
