@@ -499,3 +499,30 @@ async fn the_sockets_are_private() {
     tokio::time::timeout(PATIENCE, rig.server.shutdown()).await.unwrap();
     assert!(!rig.directory.path().join("api.sock").exists());
 }
+
+#[tokio::test]
+async fn a_load_balancer_is_told_its_address_through_the_status() {
+    let rig = rig().await;
+    let services = "/api/v1/namespaces/default/services";
+    let body = json!({"metadata": {"name": "lb"}, "spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local",
+        "ports": [{"port": 80}]}, "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.9"}]}}});
+    let (code, created) = rig.post(services, body).await;
+    assert_eq!((code, &created["status"]), (201, &json!({"loadBalancer": {}})), "{created}");
+    let path = format!("{services}/lb");
+    let mut with = created.clone();
+    with["status"]["loadBalancer"]["ingress"] = json!([{"ip": "192.0.2.7"}]);
+    with["spec"]["externalTrafficPolicy"] = json!("Cluster");
+    let (code, told) = rig.put(&format!("{path}/status"), with).await;
+    assert_eq!(code, 200, "{told}");
+    assert_eq!(told["status"]["loadBalancer"]["ingress"], json!([{"ip": "192.0.2.7", "ipMode": "VIP"}]));
+    assert_eq!(told["spec"], created["spec"], "a status changes nothing else");
+    let wrong = json!({"status": {"loadBalancer": {"ingress": [{"ip": "here"}]}}});
+    let (code, status) = rig.patch(&format!("{path}/status"), "merge-patch+json", wrong).await;
+    assert_eq!((code, status["reason"].as_str()), (422, Some("Invalid")));
+    assert_eq!(status["details"]["causes"][0]["field"], "status.loadBalancer.ingress[0].ip");
+    let (code, narrow) = rig.patch(&path, "merge-patch+json", json!({"spec": {"type": "ClusterIP"}})).await;
+    assert_eq!((code, &narrow["status"]), (200, &json!({"loadBalancer": {}})), "{narrow}");
+    for field in ["healthCheckNodePort", "externalTrafficPolicy", "allocateLoadBalancerNodePorts"] {
+        assert!(narrow["spec"].get(field).is_none(), "{field}: {narrow}");
+    }
+}
