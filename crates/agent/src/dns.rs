@@ -81,7 +81,7 @@ async fn follow(mut events: mpsc::Receiver<SourceEvent>, sender: watch::Sender<S
             match next.take() {
                 None => break,
                 Some(SourceEvent::Changes(changes)) => apply(&mut writer, changes),
-                Some(SourceEvent::Connected { .. }) => {}
+                Some(SourceEvent::Connected { .. } | SourceEvent::Triggered(_)) => {}
                 Some(SourceEvent::Disconnected { table, reason, hint }) => {
                     tracing::warn!(%table, reason, hint, "not followed; names are answered as they were");
                 }

@@ -150,8 +150,10 @@ mod tests {
         use std::time::{SystemTime, UNIX_EPOCH};
         let metrics = Metrics::new();
         let at = |seconds| -> SystemTime { UNIX_EPOCH + Duration::from_secs(seconds) };
-        metrics.proxy.queued(1, 3, at(100));
         metrics.proxy.triggered(portolan_net::Family::V6, at(98));
+        metrics.proxy.updated(at(99));
+        metrics.proxy.queued(1, 3, at(100));
+        metrics.proxy.triggered(portolan_net::Family::V6, at(100));
         let text = metrics.render();
         assert!(text.contains("kubeproxy_sync_proxy_rules_endpoint_changes_total 3"), "{text}");
         assert!(text.contains("kubeproxy_sync_proxy_rules_endpoint_changes_pending 3"), "{text}");

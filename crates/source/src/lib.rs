@@ -22,8 +22,9 @@ mod watch;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
-use portolan_net::{NodeName, ObjectKind};
+use portolan_net::{Family, NodeName, ObjectKind};
 use portolan_state::Change;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -75,6 +76,9 @@ pub enum SourceError {
 pub enum SourceEvent {
     /// Changes, to be applied in their order.
     Changes(Vec<Change>),
+    /// When pods or Services changed such that slices among the next `Changes` were written: how long that
+    /// took to reach the kernel is measured from then. Nothing else follows from it.
+    Triggered(Vec<(Family, SystemTime)>),
     /// A table is no longer followed. What is known of it stays as it is.
     Disconnected {
         /// The table.

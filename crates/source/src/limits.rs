@@ -13,6 +13,9 @@ pub const PENDING_CHANGES_MAX: usize = 1024;
 /// Messages of one table that wait for the receiver, beside the changes.
 pub const PENDING_EVENTS_MAX: usize = 4;
 
+/// Times of changes of slices that wait with them; of more, these are enough to know how long it takes.
+pub const PENDING_TRIGGERS_MAX: usize = 1024;
+
 /// Problems that one object is listed with; one row more says how many were left out.
 pub const PROBLEMS_PER_OBJECT_MAX: usize = 20;
 

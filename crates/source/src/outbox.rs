@@ -1,18 +1,21 @@
 //! What waits for the receiver, one table's worth: merged by object and bounded.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::SystemTime;
 
-use portolan_net::NodeName;
+use portolan_net::{Family, NodeName};
 use portolan_state::{Change, Object, ObjectRef};
 
 use crate::SourceEvent;
-use crate::limits::{PENDING_CHANGES_MAX, PENDING_EVENTS_MAX, SHARED_NAMES_MAX};
+use crate::limits::{PENDING_CHANGES_MAX, PENDING_EVENTS_MAX, PENDING_TRIGGERS_MAX, SHARED_NAMES_MAX};
 
 /// Events in their order, then the changes that came after them.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     events: VecDeque<SourceEvent>,
     changes: BTreeMap<ObjectRef, Change>,
+    /// What the changes of slices that wait were caused by.
+    triggers: Vec<(Family, SystemTime)>,
 }
 
 impl Outbox {
@@ -32,15 +35,25 @@ impl Outbox {
         self.changes.insert(object, change);
     }
 
+    /// When what a change of a slice tells of happened. It waits with the change.
+    pub(crate) fn push_trigger(&mut self, family: Family, at: SystemTime) {
+        if self.triggers.len() < PENDING_TRIGGERS_MAX {
+            self.triggers.push((family, at));
+        }
+    }
+
     /// A whole table: the changes that still wait are older than it, and covered by it.
     pub(crate) fn push_replace(&mut self, replace: Change) {
         self.changes.clear();
+        self.triggers.clear();
         self.events.push_back(SourceEvent::Changes(vec![replace]));
     }
 
     /// An event that must keep its place among the changes.
     pub(crate) fn push_event(&mut self, event: SourceEvent) {
         if !self.changes.is_empty() {
+            let triggers = self.pop_triggers();
+            self.events.extend(triggers);
             let changes = std::mem::take(&mut self.changes).into_values().collect();
             self.events.push_back(SourceEvent::Changes(changes));
         }
@@ -49,10 +62,18 @@ impl Outbox {
 
     /// What to send next.
     pub(crate) fn pop(&mut self) -> Option<SourceEvent> {
-        self.events.pop_front().or_else(|| {
-            let changes: Vec<Change> = std::mem::take(&mut self.changes).into_values().collect();
-            (!changes.is_empty()).then_some(SourceEvent::Changes(changes))
-        })
+        if let Some(event) = self.events.pop_front() {
+            return Some(event);
+        }
+        if let Some(triggers) = self.pop_triggers() {
+            return Some(triggers);
+        }
+        let changes: Vec<Change> = std::mem::take(&mut self.changes).into_values().collect();
+        (!changes.is_empty()).then_some(SourceEvent::Changes(changes))
+    }
+
+    fn pop_triggers(&mut self) -> Option<SourceEvent> {
+        (!self.triggers.is_empty()).then(|| SourceEvent::Triggered(std::mem::take(&mut self.triggers)))
     }
 }
 
@@ -116,6 +137,23 @@ mod tests {
         assert_eq!(outbox.pop(), Some(SourceEvent::Changes(vec![replace])));
         assert_eq!(outbox.pop(), Some(SourceEvent::Changes(vec![upsert_b])));
         assert_eq!(outbox.pop(), Some(connected));
+        assert_eq!(outbox.pop(), None);
+    }
+
+    #[test]
+    fn the_cause_of_a_change_comes_before_it_and_goes_with_it() {
+        let mut outbox = Outbox::default();
+        let (reference, change) = upsert("a");
+        let trigger = (Family::V4, SystemTime::UNIX_EPOCH);
+        outbox.push_trigger(trigger.0, trigger.1);
+        outbox.push_change(reference.clone(), change.clone());
+        assert_eq!(outbox.pop(), Some(SourceEvent::Triggered(vec![trigger])));
+        assert_eq!(outbox.pop(), Some(SourceEvent::Changes(vec![change.clone()])));
+        outbox.push_trigger(trigger.0, trigger.1);
+        outbox.push_change(reference, change);
+        outbox.push_replace(Change::Replace(ObjectKind::Namespace, Vec::new(), Vec::new()));
+        assert!(matches!(outbox.pop(), Some(SourceEvent::Changes(_))));
+        assert!(outbox.is_empty());
         assert_eq!(outbox.pop(), None);
     }
 

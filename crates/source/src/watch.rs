@@ -176,7 +176,11 @@ impl Watch {
     }
 
     fn upsert<T>(&mut self, converted: Converted<T>) {
+        let trigger = converted.trigger;
         if let Some((reference, change)) = self.change_of(converted) {
+            if let (Some(at), Change::Upsert(Object::EndpointSlice(slice), _)) = (trigger, &change) {
+                self.outbox.push_trigger(slice.family, at);
+            }
             self.outbox.push_change(reference, change);
         }
     }

@@ -191,7 +191,7 @@ async fn survives_a_restart(client: &Client, tables: &mut Tables, cluster: &mut 
     let mut replaced = BTreeSet::new();
     while replaced.len() < TABLES.len() {
         match tables.next().await {
-            SourceEvent::Connected { .. } => {}
+            SourceEvent::Connected { .. } | SourceEvent::Triggered(_) => {}
             SourceEvent::Changes(changes) => {
                 for change in changes {
                     match change {

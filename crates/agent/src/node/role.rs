@@ -326,6 +326,7 @@ impl NodeLoop {
             match next.take() {
                 None => break,
                 Some(SourceEvent::Changes(changes)) => self.write_all(changes),
+                Some(SourceEvent::Triggered(triggers)) => self.attendant.triggered(&triggers),
                 Some(SourceEvent::Connected { table }) => tracing::debug!(%table, "followed"),
                 Some(SourceEvent::Disconnected { table, reason, hint }) => {
                     tracing::warn!(%table, reason, hint, "not followed; the data plane stays as it is");

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
@@ -107,6 +108,13 @@ impl Attendant {
             let now = Now::read();
             self.health.queued(now);
             self.metrics.proxy.queued(services, slices, now.time);
+        }
+    }
+
+    /// Endpoints of a family were changed at these times, of which the next changes tell.
+    pub fn triggered(&self, triggers: &[(Family, SystemTime)]) {
+        for (family, at) in triggers {
+            self.metrics.proxy.triggered(*family, *at);
         }
     }
 
@@ -243,3 +251,6 @@ impl NoLocalEndpoints {
         if frontend.kind.is_external() { &mut self.external } else { &mut self.internal }
     }
 }
+
+#[cfg(test)]
+mod tests;

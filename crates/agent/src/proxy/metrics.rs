@@ -1,7 +1,7 @@
 //! What is counted under kube-proxy's names (prefix `kubeproxy_`), as far as it means something here.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use portolan_net::Family as IpFamily;
@@ -11,6 +11,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+use super::limits::TRIGGERS_MAX;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FamilyLabel {
@@ -58,8 +60,17 @@ pub struct ProxyMetrics {
     livez: Family<CodeLabel, Counter>,
     /// Whether the kernel was read in full since the last sync.
     is_full: AtomicBool,
-    /// When the changes were made that wait for a sync, by family.
-    triggers: Mutex<Vec<(IpFamily, SystemTime)>>,
+    /// When the changes were made that wait for a sync.
+    triggers: Mutex<Triggers>,
+}
+
+/// Times of changes, by family.
+#[derive(Debug, Default)]
+struct Triggers {
+    /// Their changes come next.
+    announced: Vec<(IpFamily, SystemTime)>,
+    /// Their changes came, and wait for a sync.
+    waiting: Vec<(IpFamily, SystemTime)>,
 }
 
 /// kube-proxy's buckets for a sync: 1 ms to 16 s.
@@ -162,15 +173,24 @@ impl ProxyMetrics {
         self.endpoint_changes.inc_by(slices as u64);
         self.endpoint_changes_pending.inc_by(count(slices));
         self.last_queued.set(timestamp(now));
+        let mut triggers = self.lock_triggers();
+        let Triggers { announced, waiting } = &mut *triggers;
+        waiting.append(announced);
+        waiting.truncate(TRIGGERS_MAX);
     }
 
-    /// The endpoints of a slice were changed at that time, by its annotation
-    /// `endpoints.kubernetes.io/last-change-trigger-time`; it counts until the next sync.
+    /// Endpoints were changed at that time, by a slice's annotation
+    /// `endpoints.kubernetes.io/last-change-trigger-time`; the next sync tells how long it took.
     pub fn triggered(&self, family: IpFamily, at: SystemTime) {
-        let mut triggers = self.triggers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if triggers.len() < super::limits::TRIGGERS_MAX {
-            triggers.push((family, at));
+        let announced = &mut self.lock_triggers().announced;
+        if announced.len() < TRIGGERS_MAX {
+            announced.push((family, at));
         }
+    }
+
+    /// What a thread left behind that ended early is still true.
+    fn lock_triggers(&self) -> MutexGuard<'_, Triggers> {
+        self.triggers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The kernel is to be read in full: the sync under way is a full one.
@@ -191,8 +211,8 @@ impl ProxyMetrics {
         self.service_changes_pending.set(0);
         self.endpoint_changes_pending.set(0);
         self.last.set(timestamp(now));
-        let triggers = std::mem::take(&mut *self.triggers.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
-        for (family, at) in triggers {
+        let waiting = std::mem::take(&mut self.lock_triggers().waiting);
+        for (family, at) in waiting {
             // A clock that is ahead of ours would make it negative.
             let took = now.duration_since(at).unwrap_or_default();
             self.network_programming.get_or_create(&family_label(family)).observe(took.as_secs_f64());

@@ -18,8 +18,10 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use portolan_net::{ObjectKey, ObjectKind, Protocol};
 use portolan_state::{Change, Object, ObjectRef, Problem};
@@ -41,6 +43,9 @@ pub(crate) use service::Services;
 
 /// The label by which a Service, and its slices, are left to another proxy.
 const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+
+/// The annotation of a slice that says when the pods or the Service changed that it tells of.
+const ANNOTATION_TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// One table: which Kubernetes kind fills it, and how.
 pub(crate) trait Table: Send + Sync + 'static {
@@ -84,6 +89,8 @@ pub(crate) struct Converted<T> {
     pub(crate) outcome: Outcome,
     /// What is wrong with it.
     pub(crate) problems: Vec<Problem>,
+    /// When what it tells of happened, where it says so.
+    pub(crate) trigger: Option<SystemTime>,
     table: PhantomData<fn() -> T>,
 }
 
@@ -110,6 +117,12 @@ impl Metadata {
         !self.deletion_timestamp.is_absent()
     }
 
+    /// When what the object tells of happened; only slices say so.
+    fn trigger(&self) -> Option<SystemTime> {
+        let written: Timestamp = self.annotations.get(ANNOTATION_TRIGGER)?.parse().ok()?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_nanos(u64::try_from(written.as_nanosecond()).ok()?))
+    }
+
     fn left_to_other_proxy(&self) -> bool {
         self.labels.get(LABEL_PROXY_NAME).is_some()
     }
@@ -132,13 +145,14 @@ impl<'de, T: Table> Deserialize<'de> for Converted<T> {
         };
         if metadata.name.text().is_empty() {
             let (outcome, problems) = (Outcome::Skip, Vec::new());
-            return Ok(Converted { identity, reference: None, outcome, problems, table: PhantomData });
+            return Ok(Converted { identity, reference: None, outcome, problems, trigger: None, table: PhantomData });
         }
         let reference = T::reference(metadata.key());
         let mut problems = Problems::new(reference.clone());
         let outcome = T::convert(&metadata, view, &mut problems);
         let problems = problems.finish();
-        Ok(Converted { identity, reference: Some(reference), outcome, problems, table: PhantomData })
+        let trigger = metadata.trigger();
+        Ok(Converted { identity, reference: Some(reference), outcome, problems, trigger, table: PhantomData })
     }
 }
 
@@ -168,6 +182,7 @@ impl<T> Clone for Converted<T> {
             reference: self.reference.clone(),
             outcome: self.outcome.clone(),
             problems: self.problems.clone(),
+            trigger: self.trigger,
             table: PhantomData,
         }
     }

@@ -68,6 +68,21 @@ fn pod(object: &Value) -> Pod {
 }
 
 #[test]
+fn a_slice_says_when_its_endpoints_changed() {
+    let trigger = |text: &str| {
+        let labels = json!({"kubernetes.io/service-name": "cart"});
+        let annotations = json!({"endpoints.kubernetes.io/last-change-trigger-time": text});
+        let metadata = json!({"namespace": "shop", "name": "cart-x", "labels": labels, "annotations": annotations});
+        slice(&json!({"metadata": metadata})).trigger
+    };
+    let at = |seconds, nanoseconds| Some(SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds));
+    assert_eq!(trigger("2026-11-20T14:40:22Z"), at(1_795_185_622, 0));
+    assert_eq!(trigger("2026-11-20T15:40:22.5+01:00"), at(1_795_185_622, 500_000_000));
+    assert_eq!([trigger("yesterday"), trigger(""), trigger("1969-12-31T23:59:59Z")], [None; 3]);
+    assert_eq!(slice(&json!({})).trigger, None);
+}
+
+#[test]
 fn a_service_is_converted_whole() {
     let converted = service(&json!({
         "type": "NodePort",
