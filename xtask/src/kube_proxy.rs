@@ -1,6 +1,7 @@
 //! `cargo xtask kube-proxy [--out DIR]`: a real kube-proxy 1.20.2, the peer of tests and benches, built once and kept.
 
 mod place;
+pub(crate) mod process;
 
 use std::path::Path;
 

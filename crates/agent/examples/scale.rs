@@ -1,7 +1,7 @@
 //! Measures the engine against the real kernel: tables of many Services, cold, and then one endpoint
 //! changing at a time. Needs root. Prints one JSON object.
 //!
-//! `cargo run --release -p portolan-agent --example scale -- SERVICES ENDPOINTS CHANGES`
+//! `cargo run --release -p portolan-agent --example scale -- SERVICES ENDPOINTS CHANGES [nftables|iptables|ipvs]`
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "a bench that prints its result")]
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -24,20 +24,23 @@ underlayInterface: lo
 ";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let arguments: Vec<u32> = std::env::args().skip(1).map(|text| text.parse()).collect::<Result<_, _>>()?;
-    let [services, endpoints, changes] = arguments.as_slice() else {
-        return Err("usage: scale SERVICES ENDPOINTS CHANGES".into());
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (services, endpoints, changes, mode) = match arguments.as_slice() {
+        [services, endpoints, changes] => (services, endpoints, changes, "nftables"),
+        [services, endpoints, changes, mode] => (services, endpoints, changes, mode.as_str()),
+        _ => return Err("usage: scale SERVICES ENDPOINTS CHANGES [MODE]".into()),
     };
-    let (services, endpoints, changes) = (*services, *endpoints, *changes);
+    let (services, endpoints, changes) = (services.parse()?, endpoints.parse()?, changes.parse()?);
+    let config = format!("{CONFIG}services: {mode}\n");
     let namespace = Namespace::create_unnamed()?;
-    let report = in_namespace(&namespace, move || measure(services, endpoints, changes))??;
+    let report = in_namespace(&namespace, move || measure(&config, services, endpoints, changes))??;
     println!("{report}");
     Ok(())
 }
 
-fn measure(services: u32, endpoints: u32, changes: u32) -> Result<serde_json::Value, String> {
+fn measure(config: &str, services: u32, endpoints: u32, changes: u32) -> Result<serde_json::Value, String> {
     let directory = std::env::temp_dir().join(format!("portolan-scale-{}.yaml", std::process::id()));
-    std::fs::write(&directory, CONFIG).map_err(|error| error.to_string())?;
+    std::fs::write(&directory, config).map_err(|error| error.to_string())?;
     let config = AgentConfig::load(&directory).map_err(|error| error.to_string())?;
     let _ = std::fs::remove_file(&directory);
     let port = RealKernel::open().map_err(|error| error.to_string())?;

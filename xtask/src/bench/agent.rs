@@ -61,7 +61,7 @@ pub(super) fn run(built: &Built, services: u32, endpoints: u32) -> anyhow::Resul
 }
 
 /// Starts the agent, waits until it is ready, and returns the time and the most memory that it held.
-fn start(
+pub(super) fn start(
     built: &Built,
     namespace: &NetworkNamespace,
     config: &Path,

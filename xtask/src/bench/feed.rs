@@ -65,6 +65,21 @@ impl Cluster {
         }
     }
 
+    /// The nodes, for another API that serves them.
+    pub(super) fn nodes(&self) -> &[String] {
+        &self.nodes
+    }
+
+    /// The Services.
+    pub(super) fn services(&self) -> &[String] {
+        &self.services
+    }
+
+    /// The slices of endpoints, one for each Service.
+    pub(super) fn slices(&self) -> &[String] {
+        &self.slices
+    }
+
     fn table(&self, path: &str) -> (&str, &str, &[String]) {
         match path {
             "/api/v1/namespaces" => ("v1", "NamespaceList", &self.namespaces),

@@ -3,7 +3,7 @@
 //! ```text
 //!   lab       a whole cluster, up and answering
 //!   cni       CNI ADD, side by side with Debian's `bridge` and `host-local`
-//!   services  10,000 Services: the engine alone, and a real agent that reads them from an API
+//!   services  many Services in each mode, side by side with a real kube-proxy: sync, changes, connections
 //!   api       Services created in the embedded API server
 //!   dns       queries per second
 //!   trace     one predicted trace
@@ -49,6 +49,11 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
         && first == cni::INSIDE
     {
         return cni::inside(rest);
+    }
+    if let [first, rest @ ..] = arguments
+        && first == services::INSIDE
+    {
+        return services::inside(rest);
     }
     let (options, names): (Vec<&String>, Vec<&String>) = arguments.iter().partition(|it| it.starts_with('-'));
     let is_known = |name: &&&String| BENCHES.iter().any(|(known, _)| known == **name);

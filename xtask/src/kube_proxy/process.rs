@@ -42,6 +42,10 @@ pub(crate) fn find() -> std::result::Result<PathBuf, String> {
 struct Table {
     objects: BTreeMap<String, String>,
     watchers: Vec<TcpStream>,
+    /// Whether somebody has listed it: from then on every change is kept.
+    is_listed: bool,
+    /// The changes since, as events. A list's revision is how many there were before it.
+    changes: Vec<Vec<u8>>,
 }
 
 /// The API.
@@ -104,7 +108,7 @@ impl Api {
             let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
             let (path, query) = target.split_once('?').unwrap_or((target, ""));
             if method == "GET" && query.contains("watch=true") {
-                return self.watch(stream, path);
+                return self.watch(stream, path, query);
             }
             let (status, answer) = if method == "GET" { self.get(path) } else { ("201 Created", "{}".to_owned()) };
             let length = answer.len();
@@ -115,20 +119,22 @@ impl Api {
         }
     }
 
-    /// From now on changes are told; what changed since the list is told first, by telling everything.
-    fn watch(&self, mut stream: &TcpStream, path: &str) -> Result<()> {
+    /// Tells what changed since the list, and from now on what changes.
+    fn watch(&self, mut stream: &TcpStream, path: &str, query: &str) -> Result<()> {
         let mut tables = self.lock();
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")?;
         let Some(table) = tables.get_mut(path) else { return Ok(()) };
-        for object in table.objects.values() {
-            stream.write_all(&event("MODIFIED", object))?;
+        let revision = query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion="));
+        let seen: usize = revision.and_then(|text| text.parse().ok()).unwrap_or(0);
+        for change in table.changes.iter().skip(seen.saturating_sub(1)) {
+            stream.write_all(change)?;
         }
         table.watchers.push(stream.try_clone()?);
         Ok(())
     }
 
     fn get(&self, path: &str) -> (&'static str, String) {
-        let tables = self.lock();
+        let mut tables = self.lock();
         let (version, kind) = match path {
             SERVICES => ("v1", "ServiceList"),
             SLICES => ("discovery.k8s.io/v1beta1", "EndpointSliceList"),
@@ -140,19 +146,26 @@ impl Api {
                 return node.map_or(("404 Not Found", missing.to_owned()), |node| ("200 OK", node.clone()));
             }
         };
-        let items: Vec<&str> =
-            tables.get(path).map(|table| table.objects.values().map(String::as_str).collect()).unwrap_or_default();
-        let items = items.join(",");
-        let head = format!(r#"{{"kind":"{kind}","apiVersion":"{version}","metadata":{{"resourceVersion":"1"}}"#);
+        let Some(table) = tables.get_mut(path) else { return ("404 Not Found", "{}".to_owned()) };
+        table.is_listed = true;
+        // A watch from revision 0 would be one from anywhere.
+        let revision = table.changes.len() + 1;
+        let items = table.objects.values().map(String::as_str).collect::<Vec<_>>().join(",");
+        let head =
+            format!(r#"{{"kind":"{kind}","apiVersion":"{version}","metadata":{{"resourceVersion":"{revision}"}}"#);
         ("200 OK", format!(r#"{head},"items":[{items}]}}"#))
     }
 }
 
 impl Table {
     fn tell(&mut self, what: &str, object: &str) {
+        if !self.is_listed {
+            return;
+        }
         let event = event(what, object);
         // Who does not listen any more is forgotten.
         self.watchers.retain_mut(|watcher| watcher.write_all(&event).is_ok());
+        self.changes.push(event);
     }
 }
 
