@@ -212,7 +212,9 @@ fn problem(node: &NodeName, error: &KernelError) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::Tracker;
     use ipnet::IpNet;
+    use portolan_intent::services::ServicesIntent;
 
     fn addresses(texts: &[&str]) -> BTreeSet<IpAddr> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -232,5 +234,100 @@ mod tests {
         let prefixes: Vec<IpNet> = vec!["198.51.100.0/24".parse().unwrap(), "127.0.0.0/8".parse().unwrap()];
         assert_eq!(among(NodePortAddresses::Within(prefixes.clone()), false), addresses(&["198.51.100.1"]));
         assert_eq!(among(NodePortAddresses::Within(prefixes), true), addresses(&["127.0.0.1", "198.51.100.1"]));
+    }
+
+    /// A table of flows in memory.
+    #[derive(Default)]
+    struct Table {
+        flows: Vec<Entry>,
+        is_unreadable: bool,
+        is_refusing: bool,
+    }
+
+    impl FlowTable for Table {
+        fn select(
+            &mut self,
+            family: Family,
+            wanted: &mut dyn FnMut(&Entry) -> bool,
+        ) -> Result<Vec<Entry>, KernelError> {
+            let is_of_family = |flow: &&Entry| Family::of(flow.original.source.ip()) == family;
+            if self.is_unreadable {
+                return Err(KernelError::Overrun);
+            }
+            Ok(self.flows.iter().filter(is_of_family).filter(|flow| wanted(flow)).copied().collect())
+        }
+
+        fn delete(&mut self, flows: &[Entry]) -> (usize, Vec<(Entry, KernelError)>) {
+            if self.is_refusing {
+                return (0, flows.iter().map(|flow| (*flow, KernelError::Overrun)).collect());
+            }
+            self.flows.retain(|flow| !flows.contains(flow));
+            (flows.len(), Vec::new())
+        }
+
+        fn addresses(&mut self) -> Result<BTreeSet<IpAddr>, KernelError> {
+            Ok(addresses(&["192.0.2.1"]))
+        }
+    }
+
+    /// A flow to a Service address that was translated, with that number.
+    fn flow(id: u32, client: &str, service: &str, endpoint: &str) -> Entry {
+        use portolan_kernel::conntrack::Tuple;
+        let socket = |text: &str| text.parse().unwrap();
+        let original = Tuple { source: socket(client), destination: socket(service) };
+        let reply = Tuple { source: socket(endpoint), destination: socket(client) };
+        Entry { original, reply, is_answered: true, id, zone: 0 }
+    }
+
+    /// A judge that has just started: all that is translated in the Services' prefixes is stale.
+    fn judge() -> Judge {
+        let prefixes = ["10.96.0.0/16", "fd96::/64"].map(|prefix| prefix.parse().unwrap());
+        Tracker::new(prefixes.to_vec()).take(&ServicesIntent::new()).unwrap()
+    }
+
+    fn table() -> Table {
+        let flows = vec![
+            flow(1, "10.42.1.7:1024", "10.96.0.10:53", "10.42.1.2:53"),
+            flow(2, "[fd42::7]:1024", "[fd96::10]:53", "[fd42::2]:53"),
+            flow(3, "10.42.1.7:1024", "203.0.113.1:53", "10.42.1.2:53"),
+        ];
+        Table { flows, ..Table::default() }
+    }
+
+    #[test]
+    fn both_families_are_cut_and_counted() {
+        let (mut table, metrics) = (table(), Metrics::new());
+        assert_eq!(reconcile(&mut table, &judge(), &NodePortPlaces::default(), &metrics), Ok(2));
+        assert_eq!(table.flows.iter().map(|flow| flow.id).collect::<Vec<_>>(), [3]);
+        let text = metrics.render();
+        for family in ["IPv4", "IPv6"] {
+            let line = format!("kubeproxy_conntrack_reconciler_deleted_entries_total{{ip_family=\"{family}\"}} 1");
+            assert!(text.contains(&line), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_an_error_and_can_be_tried_again() {
+        let (mut table, judge, metrics) = (table(), judge(), Metrics::new());
+        let places = NodePortPlaces::default();
+        table.is_unreadable = true;
+        assert_eq!(reconcile(&mut table, &judge, &places, &metrics), Err(KernelError::Overrun));
+        (table.is_unreadable, table.is_refusing) = (false, true);
+        assert_eq!(reconcile(&mut table, &judge, &places, &metrics), Err(KernelError::Overrun));
+        table.is_refusing = false;
+        assert_eq!(reconcile(&mut table, &judge, &places, &metrics), Ok(2));
+    }
+
+    #[test]
+    fn what_waits_is_done_together_and_a_closed_mailbox_ends_the_thread() {
+        let worker = Worker { shared: Arc::default() };
+        let shared = worker.shared.clone();
+        worker.judge(judge(), NodePortPlaces::default());
+        worker.judge(Tracker::new(Vec::new()).take(&ServicesIntent::new()).unwrap(), NodePortPlaces::default());
+        let (merged, _) = next(&shared).unwrap();
+        assert!(merged.is_stale(&table().flows[0], &BTreeSet::new()), "what the first knew is not lost");
+        assert!(shared.lock().work.is_none(), "at most one waits");
+        drop(worker);
+        assert!(next(&shared).is_none());
     }
 }

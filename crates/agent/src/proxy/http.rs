@@ -38,6 +38,12 @@ impl Answer {
         Answer { status, content_type, headers: Vec::new(), body: body.into().into_bytes() }
     }
 
+    /// Metrics, in the format that they are written in.
+    pub(super) fn metrics(body: String) -> Answer {
+        let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        Answer { status: StatusCode::OK, content_type, headers: Vec::new(), body: body.into_bytes() }
+    }
+
     /// The same with a header more.
     pub(super) fn with(mut self, name: &'static str, value: impl Into<String>) -> Answer {
         self.headers.push((name, value.into()));

@@ -100,7 +100,7 @@ fn metrics_handler(config: &AgentConfig, metrics: Arc<Metrics>) -> Handler {
     let mode = config.services_mode().name();
     let configuration = json!({ "kubeproxy.config.k8s.io": configz(config) }).to_string();
     Arc::new(move |path| match path {
-        "/metrics" => Answer::text(StatusCode::OK, metrics.render()),
+        "/metrics" => Answer::metrics(metrics.render()),
         "/proxyMode" => Answer::text(StatusCode::OK, mode),
         "/configz" => Answer::json(StatusCode::OK, configuration.clone()),
         "/healthz" => Answer::text(StatusCode::OK, "ok"),
@@ -169,4 +169,57 @@ fn configz(config: &AgentConfig) -> Value {
             "udpStreamTimeout": time(conntrack.udp_stream_timeout),
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(answer: Answer) -> (u16, String) {
+        (answer.status.as_u16(), String::from_utf8(answer.body).unwrap())
+    }
+
+    #[test]
+    fn metrics_mode_and_configuration_are_at_kube_proxys_paths() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.yaml");
+        let text = "node: node-7\nkubernetes: {}\nclusterPrefixes: [10.42.0.0/16, 'fd42::/56']\nservices: ipvs\n\
+                    proxy: {ipvs: {scheduler: sh, tcpTimeout: 15m}, nodePortAddresses: [192.0.2.0/24]}\n";
+        std::fs::write(&path, text).unwrap();
+        let config = AgentConfig::load(&path).unwrap();
+        let handler = metrics_handler(&config, Arc::new(Metrics::new()));
+        assert_eq!(body(handler("/proxyMode")), (200, "ipvs".to_owned()));
+        assert_eq!(body(handler("/healthz")), (200, "ok".to_owned()));
+        assert_eq!(body(handler("/debug/pprof")).0, 404);
+        assert!(body(handler("/metrics")).1.contains("kubeproxy_sync_proxy_rules_duration_seconds_count 0"));
+        let configuration: Value = serde_json::from_str(&body(handler("/configz")).1).unwrap();
+        let configuration = &configuration["kubeproxy.config.k8s.io"];
+        assert_eq!(configuration["mode"], "ipvs");
+        assert_eq!(configuration["clusterCIDR"], "10.42.0.0/16,fd42::/56");
+        assert_eq!(configuration["ipvs"]["tcpTimeout"], "15m0s");
+        assert_eq!(configuration["nodePortAddresses"], json!(["192.0.2.0/24"]));
+    }
+
+    #[test]
+    fn what_is_in_effect_reads_as_a_configuration_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, file) = (directory.path().join("agent.yaml"), directory.path().join("config.conf"));
+        let lines = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: iptables\n\
+                     detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\n\
+                     conntrack: {maxPerCore: 0, udpTimeout: 30s}\niptables: {masqueradeAll: true, syncPeriod: 1m}\n";
+        let own = "node: a\nkubernetes: {}\nclusterPrefixes: [10.42.0.0/16]\nkubeProxyConfiguration: config.conf\n";
+        std::fs::write(&path, own).unwrap();
+        std::fs::write(&file, lines).unwrap();
+        let first = AgentConfig::load(&path).unwrap();
+        std::fs::write(&file, configz(&first).to_string()).unwrap();
+        let second = AgentConfig::load(&path).unwrap();
+        assert_eq!(second.proxy_options.notes, []);
+        let without_source = |config: AgentConfig| ProxyOptions {
+            // What stands in the agent's file is in effect, too.
+            hostname_override: None,
+            cluster_prefixes: Vec::new(),
+            ..config.proxy_options
+        };
+        assert_eq!(without_source(first), without_source(second));
+    }
 }

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use proptest::prelude::*;
+use serde_json::{Value, json};
 
 use super::*;
 
@@ -225,4 +226,72 @@ fn bad_values_name_file_and_field() {
     }
     let error = load("kind: KubeletConfiguration", &json!({}), None).unwrap_err();
     assert!(error.contains("/config.conf: apiVersion: `` is not what kube-proxy reads"), "{error}");
+}
+
+/// Every field that is read, some that are idle, and one that is unknown.
+const FIELDS: &[&str] = &[
+    "mode",
+    "hostnameOverride",
+    "bindAddress",
+    "healthzBindAddress",
+    "metricsBindAddress",
+    "bindAddressHardFail",
+    "iptables.masqueradeBit",
+    "iptables.masqueradeAll",
+    "iptables.localhostNodePorts",
+    "iptables.syncPeriod",
+    "nftables.masqueradeBit",
+    "ipvs.scheduler",
+    "ipvs.excludeCIDRs",
+    "ipvs.tcpTimeout",
+    "detectLocalMode",
+    "detectLocal.bridgeInterface",
+    "clusterCIDR",
+    "nodePortAddresses",
+    "conntrack.maxPerCore",
+    "conntrack.udpTimeout",
+    "clientConnection.kubeconfig",
+    "featureGates.A",
+    "oomScoreAdj",
+    "winkernel",
+    "iptables",
+    "unknown",
+];
+
+fn any_value() -> impl Strategy<Value = Value> {
+    let text = prop_oneof![
+        prop::sample::select(vec!["", "all", "primary", "10.0.0.0/8", "::1", "30s", "BridgeInterface", "ipvs", "rr"]),
+        prop::sample::select(vec!["NodeCIDR", "127.0.0.1:1", "0", "-1s", "é", "10.0.0.0/8,fd00::/8"]),
+    ];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        (0u32..40).prop_map(Value::from),
+        text.prop_map(Value::from),
+        "\\PC{0,90}".prop_map(Value::from),
+    ];
+    prop_oneof![leaf.clone(), prop::collection::vec(leaf, 0..3).prop_map(Value::from)]
+}
+
+proptest! {
+    #[test]
+    fn any_values_are_read_or_refused_with_their_field(
+        fields in prop::collection::vec((prop::sample::select(FIELDS.to_vec()), any_value()), 0..6),
+    ) {
+        let mut whole = json!({"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"});
+        for (field, value) in &fields {
+            match field.split_once('.') {
+                Some((section, name)) if whole[section].is_object() || whole[section].is_null() => {
+                    whole[section][name] = value.clone();
+                }
+                Some(_) => {}
+                None => whole[*field] = value.clone(),
+            }
+        }
+        match load(&whole.to_string(), &json!({}), None) {
+            Ok(options) => prop_assert!(options.notes.iter().all(|note| !note.field.is_empty())),
+            Err(error) => prop_assert!(fields.iter().any(|(field, _)| error.contains(field)) || error.contains("detectLocal."), "{}", error),
+        }
+    }
 }
