@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use portolan_intent::FabricMode;
 use portolan_intent::services::ProxySettings;
 use portolan_net::{Family, NodeName, Vni};
+use portolan_program::ipvs::IpvsSettings;
 use serde::Deserialize;
 
 use crate::proxy::{Document, Note, ProxyOptions};
@@ -217,6 +218,11 @@ impl AgentConfig {
     /// How Services are served.
     pub fn proxy_settings(&self) -> ProxySettings {
         self.proxy_options.settings.clone()
+    }
+
+    /// What only the IPVS mode is told.
+    pub fn ipvs_settings(&self) -> IpvsSettings {
+        self.proxy_options.ipvs.clone()
     }
 
     /// How Services are programmed.

@@ -37,4 +37,4 @@ pub use conntrack_worker::{FlowTable, NodePortPlaces, reconcile};
 pub use document::Document;
 pub use health::{Now, ProxyHealth};
 pub use metrics::ProxyMetrics;
-pub use options::{ConntrackOptions, IpvsOptions, Note, ProxyOptions};
+pub use options::{ConntrackOptions, Note, ProxyOptions};

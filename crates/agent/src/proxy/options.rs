@@ -7,14 +7,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 use portolan_intent::services::{DetectLocal, NodePortAddresses, ProxySettings};
 use portolan_net::{Family, NodeName};
+use portolan_program::ipvs::{IpvsSettings, Scheduler, Timeouts};
 use portolan_state::{ObjectRef, Problem};
 
 use super::document::Document;
 use super::fields::{SECTIONS, judge};
 use crate::config::{ConfigError, ServicesMode};
-
-/// Every scheduler that IPVS has had (`ipvsadm(8)`); whether the kernel's module is there is seen later.
-const SCHEDULERS: &[&str] = &["rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "fo", "ovf", "mh"];
 
 /// kube-proxy's `masqueradeBit`.
 const MASQUERADE_BIT: u8 = 14;
@@ -53,36 +51,6 @@ impl Note {
     }
 }
 
-/// The section `ipvs`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IpvsOptions {
-    /// `scheduler`: how a connection's server is chosen.
-    pub scheduler: String,
-    /// `excludeCIDRs`: virtual servers at these addresses are others', and are left alone.
-    pub exclude_prefixes: Vec<IpNet>,
-    /// `strictARP`: the node answers ARP for addresses of the link that was asked only.
-    pub strict_arp: bool,
-    /// `tcpTimeout`; the kernel's own where it is `None`.
-    pub tcp_timeout: Option<Duration>,
-    /// `tcpFinTimeout`; the kernel's own where it is `None`.
-    pub tcp_fin_timeout: Option<Duration>,
-    /// `udpTimeout`; the kernel's own where it is `None`.
-    pub udp_timeout: Option<Duration>,
-}
-
-impl Default for IpvsOptions {
-    fn default() -> IpvsOptions {
-        IpvsOptions {
-            scheduler: "rr".to_owned(),
-            exclude_prefixes: Vec::new(),
-            strict_arp: false,
-            tcp_timeout: None,
-            tcp_fin_timeout: None,
-            udp_timeout: None,
-        }
-    }
-}
-
 /// The section `conntrack`: the kernel's settings for connection tracking. What is `None` stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConntrackOptions {
@@ -112,7 +80,7 @@ pub struct ProxyOptions {
     /// `masqueradeBit` of the mode.
     pub masquerade_bit: u8,
     /// The section `ipvs`.
-    pub ipvs: IpvsOptions,
+    pub ipvs: IpvsSettings,
     /// The section `conntrack`.
     pub conntrack: ConntrackOptions,
     /// `healthzBindAddress`; health is not served without one.
@@ -139,7 +107,7 @@ impl Default for ProxyOptions {
             mode: None,
             settings: ProxySettings::default(),
             masquerade_bit: MASQUERADE_BIT,
-            ipvs: IpvsOptions::default(),
+            ipvs: IpvsSettings::default(),
             conntrack: ConntrackOptions::default(),
             healthz_address: None,
             metrics_address: None,
@@ -369,19 +337,24 @@ fn socket_address(text: &str, port: u16) -> Option<SocketAddr> {
     whole.or_else(|| text.parse::<IpAddr>().ok().map(|address| SocketAddr::new(address, port)))
 }
 
-fn ipvs(document: &mut Document) -> Result<IpvsOptions, ConfigError> {
-    let known = format!("a scheduler of IPVS: {}", SCHEDULERS.join(", "));
-    let scheduler =
-        document.chosen("ipvs.scheduler", &known, |text| SCHEDULERS.contains(&text).then(|| text.to_owned()))?;
-    let exclude = document.list("ipvs.excludeCIDRs", "prefixes", |text| text.parse().ok())?;
-    let default = IpvsOptions::default();
-    Ok(IpvsOptions {
-        scheduler: scheduler.unwrap_or(default.scheduler),
-        exclude_prefixes: exclude.unwrap_or_default(),
-        strict_arp: document.flag("ipvs.strictARP")?.unwrap_or(default.strict_arp),
-        tcp_timeout: positive(document, "ipvs.tcpTimeout", None)?,
-        tcp_fin_timeout: positive(document, "ipvs.tcpFinTimeout", None)?,
-        udp_timeout: positive(document, "ipvs.udpTimeout", None)?,
+fn ipvs(document: &mut Document) -> Result<IpvsSettings, ConfigError> {
+    let names: Vec<&str> = Scheduler::ALL.iter().map(Scheduler::name).collect();
+    let known = format!("a scheduler of IPVS: {}", names.join(", "));
+    let mut seconds = |path: &str| -> Result<Option<u32>, ConfigError> {
+        // What is less than a second is no time to the kernel, and 0 would be none given.
+        let given = positive(document, path, None)?;
+        Ok(given.map(|it| u32::try_from(it.as_secs()).unwrap_or(u32::MAX).max(1)))
+    };
+    let timeouts = Timeouts {
+        tcp: seconds("ipvs.tcpTimeout")?,
+        tcp_fin: seconds("ipvs.tcpFinTimeout")?,
+        udp: seconds("ipvs.udpTimeout")?,
+    };
+    Ok(IpvsSettings {
+        scheduler: document.parsed("ipvs.scheduler", &known)?.unwrap_or_default(),
+        exclude: document.list("ipvs.excludeCIDRs", "prefixes", |text| text.parse().ok())?.unwrap_or_default(),
+        strict_arp: document.flag("ipvs.strictARP")?.unwrap_or_default(),
+        timeouts,
     })
 }
 

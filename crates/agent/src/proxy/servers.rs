@@ -129,6 +129,7 @@ fn configz(config: &AgentConfig) -> Value {
     let address = |address: Option<SocketAddr>| address.map(|it| it.to_string()).unwrap_or_default();
     let period = render(options.sync_period);
     let time = |duration: Option<std::time::Duration>| render(duration.unwrap_or_default());
+    let seconds = |seconds: Option<u32>| render(std::time::Duration::from_secs(seconds.unwrap_or_default().into()));
     let masquerade = json!({
         "masqueradeAll": settings.masquerade_all,
         "masqueradeBit": options.masquerade_bit,
@@ -152,12 +153,12 @@ fn configz(config: &AgentConfig) -> Value {
         "nftables": masquerade,
         "ipvs": {
             "syncPeriod": period,
-            "scheduler": ipvs.scheduler,
-            "excludeCIDRs": ipvs.exclude_prefixes.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "scheduler": ipvs.scheduler.name(),
+            "excludeCIDRs": ipvs.exclude.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "strictARP": ipvs.strict_arp,
-            "tcpTimeout": time(ipvs.tcp_timeout),
-            "tcpFinTimeout": time(ipvs.tcp_fin_timeout),
-            "udpTimeout": time(ipvs.udp_timeout),
+            "tcpTimeout": seconds(ipvs.timeouts.tcp),
+            "tcpFinTimeout": seconds(ipvs.timeouts.tcp_fin),
+            "udpTimeout": seconds(ipvs.timeouts.udp),
         },
         "conntrack": {
             "maxPerCore": conntrack.max_per_core.unwrap_or_default(),

@@ -181,13 +181,11 @@ fn ipvs_is_read_whole() {
     let options = read(
         "mode: ipvs\nipvs: {scheduler: wlc, excludeCIDRs: [192.0.2.0/24], strictARP: true, tcpTimeout: 15m, udpTimeout: 0s}",
     );
-    let expected = IpvsOptions {
-        scheduler: "wlc".to_owned(),
-        exclude_prefixes: vec!["192.0.2.0/24".parse().unwrap()],
+    let expected = IpvsSettings {
+        scheduler: Scheduler::WeightedLeastConnection,
+        exclude: vec!["192.0.2.0/24".parse().unwrap()],
         strict_arp: true,
-        tcp_timeout: Some(Duration::from_mins(15)),
-        tcp_fin_timeout: None,
-        udp_timeout: None,
+        timeouts: Timeouts { tcp: Some(900), tcp_fin: None, udp: None },
     };
     assert_eq!(options.ipvs, expected);
 }
