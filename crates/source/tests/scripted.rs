@@ -162,6 +162,34 @@ async fn what_arrives_together_is_merged_by_object() {
 }
 
 #[tokio::test]
+async fn a_slice_that_changes_says_since_when_and_a_listed_one_does_not() {
+    let (mut server, mut source, _) = start(ObjectKind::EndpointSlice).await;
+    let slice = |revision: u32, labels: &Value| {
+        let annotations = json!({"endpoints.kubernetes.io/last-change-trigger-time": "1970-01-01T00:00:07Z"});
+        let metadata = json!({
+            "namespace": "shop", "name": "cart-x", "resourceVersion": revision.to_string(),
+            "labels": labels, "annotations": annotations,
+        });
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": metadata,
+            "addressType": "IPv6", "ports": [], "endpoints": [],
+        })
+    };
+    let ours = json!({"kubernetes.io/service-name": "cart"});
+    let others = json!({"kubernetes.io/service-name": "cart", "service.kubernetes.io/service-proxy-name": "mesh"});
+    server.list().await.items("EndpointSlice", "5", &[slice(4, &ours)]);
+    source.connected(ObjectKind::EndpointSlice).await;
+    assert_eq!(source.changes().await.len(), 1);
+    let watch = server.watch("5").await;
+    watch.event("MODIFIED", &slice(6, &ours)).await;
+    let at = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(7);
+    assert_eq!(source.next().await, SourceEvent::Triggered(vec![(portolan_net::Family::V6, at)]));
+    assert_eq!(source.changes().await.len(), 1);
+    watch.event("MODIFIED", &slice(7, &others)).await;
+    assert!(matches!(source.changes().await.as_slice(), [Change::Delete(_)]), "another proxy's");
+}
+
+#[tokio::test]
 async fn a_forgotten_revision_is_listed_again_without_deletions() {
     let (mut server, mut source, _) = start(ObjectKind::Namespace).await;
     server.list().await.items("Namespace", "5", &[namespace("a", 1), namespace("b", 2)]);
