@@ -1,7 +1,7 @@
 //! Makes the kernel hold a program, reads it back, watches it.
 //!
-//! - [`Kernel`]: one handle on all that we program. [`netlink`], [`nftables`], [`iptables`] and [`ipvs`] are
-//!   the twins of the rooms of those names.
+//! - [`Kernel`]: one handle on all that we program. [`netlink`], [`nftables`], [`iptables`], [`ipvs`] and
+//!   [`ipset`] are the twins of the rooms of those names.
 //! - [`monitor`]: hears of changes that others make.
 //! - [`capture`]: sees packets.
 //! - [`conntrack`]: the connections that the kernel tracks.
@@ -18,6 +18,7 @@ pub mod conntrack;
 mod error;
 pub mod fake;
 mod index;
+pub mod ipset;
 pub mod iptables;
 pub mod ipvs;
 mod kernel;

@@ -3,6 +3,13 @@
 //! This file is also the contract with other software on the node: whatever is named here is ours,
 //! and other programs must neither use nor change it.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use portolan_intent::services::NodePortAddresses;
+use portolan_net::Family;
+use serde::{Deserialize, Serialize};
+
 /// The mark bit of packets that leave with the node's own address: kube-proxy's `masqueradeBit` 14.
 ///
 /// The bit means the same to kube-proxy, to Flannel's rules and to us, so that a packet is never
@@ -52,9 +59,9 @@ pub const IPTABLES_CHAINS: [(&[&str], &str); 15] = [
     (&["nat"], "KUBE-LOAD-BALANCER"),
     (&["filter", "nat"], "KUBE-NODE-PORT"),
     (&["nat"], "KUBE-FIREWALL"),
-    (&["filter"], "KUBE-SOURCE-RANGES-FIREWALL"),
+    (&["filter", "mangle"], "KUBE-SOURCE-RANGES-FIREWALL"),
     (&["filter"], "KUBE-IPVS-FILTER"),
-    (&["filter"], "KUBE-IPVS-OUT-FILTER"),
+    (&["filter", "mangle"], "KUBE-IPVS-OUT-FILTER"),
 ];
 
 /// What the names of chains of single Services and endpoints start with, all in the table `nat`. `KUBE-XLB-` is
@@ -66,4 +73,130 @@ pub const IPTABLES_CHAIN_PREFIXES: [&str; 6] =
 pub fn is_our_chain(table: &str, chain: &str) -> bool {
     IPTABLES_CHAINS.iter().any(|(tables, name)| *name == chain && tables.contains(&table))
         || table == "nat" && IPTABLES_CHAIN_PREFIXES.iter().any(|prefix| chain.starts_with(prefix))
+}
+
+/// The sets of the IPVS mode, which its chains look packets up in. Their names are kube-proxy's, but for the last
+/// two, which kube-proxy does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IpSetName {
+    /// Endpoints of this node, each as its own client.
+    LoopBack,
+    /// Cluster addresses and ports.
+    ClusterIp,
+    /// External addresses and ports.
+    ExternalIp,
+    /// Those whose traffic stays on the node that it came to.
+    ExternalIpLocal,
+    /// Addresses and ports of load balancers.
+    LoadBalancer,
+    /// Those whose traffic stays on the node that it came to.
+    LoadBalancerLocal,
+    /// Those that not everyone may connect to.
+    LoadBalancerFw,
+    /// Addresses that may connect to them.
+    LoadBalancerSourceIp,
+    /// Prefixes that may connect to them.
+    LoadBalancerSourceCidr,
+    /// Node ports of TCP.
+    NodePortTcp,
+    /// Those whose traffic stays on the node that it came to.
+    NodePortLocalTcp,
+    /// Node ports of UDP.
+    NodePortUdp,
+    /// Those whose traffic stays on the node that it came to.
+    NodePortLocalUdp,
+    /// Node ports of SCTP, with the node's addresses.
+    NodePortSctp,
+    /// Those whose traffic stays on the node that it came to.
+    NodePortLocalSctp,
+    /// Ports where load balancers ask how this node is.
+    HealthCheckNodePort,
+    /// The addresses of the dummy link.
+    IpvsIps,
+    /// Where nobody is served, since no endpoint is of this node.
+    NoLocal,
+    /// Where nobody from outside is served, since no endpoint is of this node.
+    NoLocalOutside,
+}
+
+impl IpSetName {
+    /// All of them.
+    pub const ALL: [IpSetName; 19] = [
+        IpSetName::LoopBack,
+        IpSetName::ClusterIp,
+        IpSetName::ExternalIp,
+        IpSetName::ExternalIpLocal,
+        IpSetName::LoadBalancer,
+        IpSetName::LoadBalancerLocal,
+        IpSetName::LoadBalancerFw,
+        IpSetName::LoadBalancerSourceIp,
+        IpSetName::LoadBalancerSourceCidr,
+        IpSetName::NodePortTcp,
+        IpSetName::NodePortLocalTcp,
+        IpSetName::NodePortUdp,
+        IpSetName::NodePortLocalUdp,
+        IpSetName::NodePortSctp,
+        IpSetName::NodePortLocalSctp,
+        IpSetName::HealthCheckNodePort,
+        IpSetName::IpvsIps,
+        IpSetName::NoLocal,
+        IpSetName::NoLocalOutside,
+    ];
+
+    /// The name in the kernel. Those of IPv6 are kube-proxy's too, cut where they are too long for the kernel.
+    pub fn name(self, family: Family) -> &'static str {
+        let is_v4 = family == Family::V4;
+        let names = match self {
+            IpSetName::LoopBack => ["KUBE-LOOP-BACK", "KUBE-6-LOOP-BACK"],
+            IpSetName::ClusterIp => ["KUBE-CLUSTER-IP", "KUBE-6-CLUSTER-IP"],
+            IpSetName::ExternalIp => ["KUBE-EXTERNAL-IP", "KUBE-6-EXTERNAL-IP"],
+            IpSetName::ExternalIpLocal => ["KUBE-EXTERNAL-IP-LOCAL", "KUBE-6-EXTERNAL-IP-LOCAL"],
+            IpSetName::LoadBalancer => ["KUBE-LOAD-BALANCER", "KUBE-6-LOAD-BALANCER"],
+            IpSetName::LoadBalancerLocal => ["KUBE-LOAD-BALANCER-LOCAL", "KUBE-6-LOAD-BALANCER-LOCAL"],
+            IpSetName::LoadBalancerFw => ["KUBE-LOAD-BALANCER-FW", "KUBE-6-LOAD-BALANCER-FW"],
+            IpSetName::LoadBalancerSourceIp => ["KUBE-LOAD-BALANCER-SOURCE-IP", "KUBE-6-LOAD-BALANCER-SOURCE-IP"],
+            IpSetName::LoadBalancerSourceCidr => ["KUBE-LOAD-BALANCER-SOURCE-CIDR", "KUBE-6-LOAD-BALANCER-SOURCE-CID"],
+            IpSetName::NodePortTcp => ["KUBE-NODE-PORT-TCP", "KUBE-6-NODE-PORT-TCP"],
+            IpSetName::NodePortLocalTcp => ["KUBE-NODE-PORT-LOCAL-TCP", "KUBE-6-NODE-PORT-LOCAL-TCP"],
+            IpSetName::NodePortUdp => ["KUBE-NODE-PORT-UDP", "KUBE-6-NODE-PORT-UDP"],
+            IpSetName::NodePortLocalUdp => ["KUBE-NODE-PORT-LOCAL-UDP", "KUBE-6-NODE-PORT-LOCAL-UDP"],
+            IpSetName::NodePortSctp => ["KUBE-NODE-PORT-SCTP-HASH", "KUBE-6-NODE-PORT-SCTP-HASH"],
+            IpSetName::NodePortLocalSctp => ["KUBE-NODE-PORT-LOCAL-SCTP-HASH", "KUBE-6-NODE-PORT-LOCAL-SCTP-HAS"],
+            IpSetName::HealthCheckNodePort => ["KUBE-HEALTH-CHECK-NODE-PORT", "KUBE-6-HEALTH-CHECK-NODE-PORT"],
+            IpSetName::IpvsIps => ["KUBE-IPVS-IPS", "KUBE-6-IPVS-IPS"],
+            IpSetName::NoLocal => ["KUBE-NO-LOCAL", "KUBE-6-NO-LOCAL"],
+            IpSetName::NoLocalOutside => ["KUBE-NO-LOCAL-OUTSIDE", "KUBE-6-NO-LOCAL-OUTSIDE"],
+        };
+        if is_v4 { names[0] } else { names[1] }
+    }
+
+    /// The set of this name, and its family.
+    pub fn from_name(name: &str) -> Option<(IpSetName, Family)> {
+        let all = Family::ALL.into_iter().flat_map(|family| IpSetName::ALL.map(|it| (it, family)));
+        all.into_iter().find(|(it, family)| it.name(*family) == name)
+    }
+}
+
+/// At which of a node's addresses node ports answer: those that are asked for, without those that nobody else can
+/// connect to.
+pub fn node_port_addresses(addresses: &[IpAddr], which: &NodePortAddresses) -> BTreeSet<IpAddr> {
+    let is_only_here = |address: IpAddr| {
+        let is_link_local = match address {
+            IpAddr::V4(address) => address.is_link_local(),
+            IpAddr::V6(address) => address.is_unicast_link_local(),
+        };
+        address.is_loopback() || is_link_local
+    };
+    let usable = || addresses.iter().copied().filter(|address| !is_only_here(*address));
+    match which {
+        NodePortAddresses::All => usable().collect(),
+        NodePortAddresses::Primary => {
+            let first = |family: Family| usable().find(|address| Family::of(*address) == family);
+            Family::ALL.into_iter().filter_map(first).collect()
+        }
+        NodePortAddresses::Within(prefixes) => {
+            usable().filter(|address| prefixes.iter().any(|prefix| prefix.contains(address))).collect()
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! - [`netlink`]: links, addresses, routes, neighbours, forwarding entries, sysctls.
 //! - [`nftables`]: our nftables tables.
 //! - [`iptables`]: kube-proxy's iptables chains.
+//! - [`ipset`]: sets of addresses and ports.
 //! - [`ipvs`]: virtual servers, and the addresses of the dummy link.
 //! - [`layout`]: what the rooms share, and the contract with other software on the node.
 //!
@@ -10,6 +11,7 @@
 //! (the text a person knows), `interpret` (what the kernel would do to a packet). Rooms never import
 //! each other. Everything here is pure.
 
+pub mod ipset;
 pub mod iptables;
 pub mod ipvs;
 pub mod layout;

@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use portolan_intent::NodeView;
 use portolan_intent::services::{Backend, Frontend, FrontendKey, FrontendUpdate, NodePortAddresses, ServicesIntent};
 use portolan_net::{Family, Port, Protocol};
 use portolan_state::{AffinityTimeout, TrafficPolicy};
+
+use crate::layout::node_port_addresses;
 
 use super::{
     Change, Forwarding, IpvsSettings, Program, RealKey, RealServer, Scheduler, ServerKey, SourceHash, VirtualServer,
@@ -386,29 +387,4 @@ fn backends_of(frontend: &Frontend) -> &Arc<[Backend]> {
         TrafficPolicy::Local if frontend.kind.is_external() && endpoints.local.is_empty() => &endpoints.cluster,
         policy => endpoints.of(policy),
     }
-}
-
-/// The addresses where node ports answer, out of the node's.
-pub(super) fn node_port_addresses(addresses: &[IpAddr], which: &NodePortAddresses) -> BTreeSet<IpAddr> {
-    let usable = || addresses.iter().copied().filter(|address| !is_only_here(*address));
-    match which {
-        NodePortAddresses::All => usable().collect(),
-        NodePortAddresses::Primary => {
-            let first = |family: Family| usable().find(|address| Family::of(*address) == family);
-            Family::ALL.into_iter().filter_map(first).collect()
-        }
-        NodePortAddresses::Within(prefixes) => {
-            let is_within = |address: &IpAddr| prefixes.iter().any(|prefix: &IpNet| prefix.contains(address));
-            usable().filter(is_within).collect()
-        }
-    }
-}
-
-/// Loopback and link-local addresses: nobody else can connect to them.
-fn is_only_here(address: IpAddr) -> bool {
-    let is_link_local = match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    };
-    address.is_loopback() || is_link_local
 }

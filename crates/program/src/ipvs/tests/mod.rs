@@ -260,7 +260,7 @@ fn settings_reach_the_virtual_servers() {
 fn only_addresses_that_are_asked_for_have_node_ports() {
     let [first, second] = ["192.0.2.1", "10.42.1.1"].map(address);
     let addresses = [address("127.0.0.1"), address("fe80::1"), first, second];
-    let of = |which| compile::node_port_addresses(&addresses, &which);
+    let of = |which| crate::layout::node_port_addresses(&addresses, &which);
     assert_eq!(of(NodePortAddresses::All), BTreeSet::from([first, second]));
     assert_eq!(of(NodePortAddresses::Primary), BTreeSet::from([first]));
     let within = NodePortAddresses::Within(vec!["10.0.0.0/8".parse().unwrap(), "127.0.0.0/8".parse().unwrap()]);
