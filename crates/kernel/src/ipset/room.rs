@@ -91,10 +91,10 @@ impl IpsetRoom {
 /// given.
 fn encode(change: &Change) -> Vec<u8> {
     match change {
-        Change::Clear(key) | Change::Destroy(key) => wire::about_set(Command::Destroy, key),
-        Change::Create(key, kind) => wire::create(key, kind),
-        Change::Add(key, entry) => wire::entry(Command::Add, key, entry),
-        Change::Remove(key, entry) => wire::entry(Command::Remove, key, entry),
-        Change::Flush(key) => wire::about_set(Command::Flush, key),
+        Change::Clear(key) | Change::Destroy(key) => wire::about_set(Command::Destroy, *key),
+        Change::Create(key, kind) => wire::create(*key, kind),
+        Change::Add(key, entry) => wire::entry(Command::Add, *key, entry),
+        Change::Remove(key, entry) => wire::entry(Command::Remove, *key, entry),
+        Change::Flush(key) => wire::about_set(Command::Flush, *key),
     }
 }

@@ -59,7 +59,7 @@ const DATA_PREFIX_LENGTH_2: u16 = 21;
 const ADDRESS_V4: u16 = 1;
 const ADDRESS_V6: u16 = 2;
 
-fn start(command: Command, key: Option<&SetKey>) -> MessageBuilder {
+fn start(command: Command, key: Option<SetKey>) -> MessageBuilder {
     let mut message = MessageBuilder::new(SUBSYSTEM << 8 | u16::from(command as u8), 0);
     let family = key.map_or(libc::AF_UNSPEC as u8, |key| family_number(key.family));
     message.header(&[family, 0, 0, 0]);
@@ -76,12 +76,12 @@ pub(super) fn list() -> Vec<u8> {
 }
 
 /// Removes all entries of a set, or the set.
-pub(super) fn about_set(command: Command, key: &SetKey) -> Vec<u8> {
+pub(super) fn about_set(command: Command, key: SetKey) -> Vec<u8> {
     start(command, Some(key)).finish()
 }
 
 /// Makes a set. One of the same name and kind is fine.
-pub(super) fn create(key: &SetKey, kind: &SetKind) -> Vec<u8> {
+pub(super) fn create(key: SetKey, kind: &SetKind) -> Vec<u8> {
     let mut message = start(Command::Create, Some(key));
     message.put_str(TYPE_NAME, kind.name());
     message.put_u8(REVISION, revision(kind));
@@ -108,7 +108,7 @@ fn revision(kind: &SetKind) -> u8 {
 }
 
 /// Adds or removes an entry.
-pub(super) fn entry(command: Command, key: &SetKey, entry: &Entry) -> Vec<u8> {
+pub(super) fn entry(command: Command, key: SetKey, entry: &Entry) -> Vec<u8> {
     let mut message = start(command, Some(key));
     message.nested(DATA, |data| put_entry(data, entry));
     message.finish()
@@ -242,7 +242,7 @@ mod tests {
     proptest! {
         #[test]
         fn an_entry_that_is_written_is_read((kind, wanted) in any_entry()) {
-            let bytes = entry(Command::Add, &key(), &wanted);
+            let bytes = entry(Command::Add, key(), &wanted);
             let message = Messages::new(&bytes).next().unwrap();
             let data = message.attributes(HEADER_LENGTH).get(DATA).unwrap();
             prop_assert_eq!(read_entry(&data.nested(), &kind), Some(wanted));
@@ -257,7 +257,7 @@ mod tests {
 
         #[test]
         fn a_message_with_any_byte_changed_is_read_or_refused((kind, it) in any_entry(), at: prop::sample::Index, to: u8) {
-            let mut bytes = entry(Command::Add, &key(), &it);
+            let mut bytes = entry(Command::Add, key(), &it);
             let position = at.index(bytes.len());
             bytes[position] = to;
             for message in Messages::new(&bytes) {
@@ -273,7 +273,7 @@ mod tests {
     fn a_new_set_names_itself_and_its_kind() {
         for name in IpSetName::ALL {
             let key = SetKey { family: Family::V6, name };
-            let bytes = create(&key, &kind_of(name));
+            let bytes = create(key, &kind_of(name));
             let message = Messages::new(&bytes).next().unwrap();
             let part = read_part(&message.attributes(HEADER_LENGTH), None).unwrap();
             assert_eq!(part, Part { key, kind: Some(kind_of(name)), entries: Vec::new() });

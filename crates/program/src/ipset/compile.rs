@@ -84,7 +84,7 @@ impl Compiler {
                 None => self.frontends.remove(&update.key),
             };
             let (old, new) = (self.entries(&update.key, old.as_ref()), self.entries(&update.key, update.new.as_ref()));
-            self.replace(old, new, &mut net);
+            self.replace(&old, new, &mut net);
         }
         net.changes()
     }
@@ -105,7 +105,7 @@ impl Compiler {
         let (old, new) = (entries(&self.health_ports, &self.families), entries(ports, &self.families));
         self.health_ports.clone_from(ports);
         let mut net = Net::default();
-        self.replace(old, new, &mut net);
+        self.replace(&old, new, &mut net);
         net.changes()
     }
 
@@ -121,13 +121,13 @@ impl Compiler {
         let after = of_all(self);
         let mut net = Net::default();
         for (old, new) in before.into_iter().zip(after) {
-            self.replace(old, new, &mut net);
+            self.replace(&old, new, &mut net);
         }
         net.changes()
     }
 
     /// Exchanges the entries of one frontend.
-    fn replace(&mut self, old: Entries, new: Entries, net: &mut Net) {
+    fn replace(&mut self, old: &Entries, new: Entries, net: &mut Net) {
         for place in old.keys().filter(|place| !new.contains_key(*place)) {
             if let Some(count) = self.shared.get_mut(place) {
                 *count -= 1;
@@ -179,7 +179,8 @@ impl Compiler {
                         }
                     }
                 }
-                if let Some(sources) = &frontend.sources {
+                // Where nobody serves, everyone is told so.
+                if let Some(sources) = frontend.sources.as_ref().filter(|_| frontend.endpoints.anywhere) {
                     into.add(IpSetName::LoadBalancerFw, at);
                     sources.iter().for_each(|source| into.add_source(address, protocol, port, source));
                 }

@@ -10,7 +10,7 @@ use super::{Change, Entry, Program, SetKey, SetKind};
 pub fn render(program: &Program) -> String {
     let mut text = String::new();
     for (key, set) in &program.sets {
-        let _ = writeln!(text, "{}", create(key, &set.kind));
+        let _ = writeln!(text, "{}", create(*key, &set.kind));
         for entry in set.entries.keys() {
             let _ = writeln!(text, "add {key} {}", render_entry(entry));
         }
@@ -36,14 +36,14 @@ pub fn render_entry(entry: &Entry) -> String {
 pub fn render_change(change: &Change) -> String {
     match change {
         Change::Clear(key) | Change::Destroy(key) => format!("ipset destroy {key}"),
-        Change::Create(key, kind) => format!("ipset {}", create(key, kind)),
+        Change::Create(key, kind) => format!("ipset {}", create(*key, kind)),
         Change::Add(key, entry) => format!("ipset add {key} {}", render_entry(entry)),
         Change::Remove(key, entry) => format!("ipset del {key} {}", render_entry(entry)),
         Change::Flush(key) => format!("ipset flush {key}"),
     }
 }
 
-fn create(key: &SetKey, kind: &SetKind) -> String {
+fn create(key: SetKey, kind: &SetKind) -> String {
     match kind {
         SetKind::BitmapPort => format!("create {key} bitmap:port range 0-65535"),
         kind => {

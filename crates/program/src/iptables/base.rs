@@ -193,7 +193,7 @@ fn forward_rules() -> Vec<Rule> {
     ]
 }
 
-fn postrouting_rules() -> Vec<Rule> {
+pub(super) fn postrouting_rules() -> Vec<Rule> {
     let mask = MASQUERADE_MARK;
     let unmarked = Match::Mark { value: mask, mask, inside: false };
     vec![

@@ -5,7 +5,7 @@
 //! [`layout::is_our_chain`](crate::layout::is_our_chain) names, and the jumps to them from built-in chains;
 //! every other rule of the tables stays as it is.
 //!
-//! - [`program`](Program): the typed program, which the IPVS mode uses for its chains too.
+//! - [`program`](Program): the typed program. [`chains_for_ipvs`]: the chains of the IPVS mode.
 //! - [`compile`](compile()): from intent, incrementally or from nothing. [`diff`](diff()): what to change.
 //! - [`render`](render()): the text of `iptables-save`; [`render_restore`]: the input of `iptables-restore`.
 //! - [`parse`](parse()): reads `iptables-save`, ours, a kube-proxy's or anybody's.
@@ -19,6 +19,7 @@ mod builder;
 mod change;
 mod compile;
 mod diff;
+mod for_ipvs;
 mod interpret;
 pub mod names;
 mod parse;
@@ -34,6 +35,7 @@ pub use builder::{COMMENT_LENGTH_MAX, RuleBuilder};
 pub use change::Change;
 pub use compile::{COMMENTED_ENDPOINTS_MAX, Compiler, compile, families_of};
 pub use diff::diff;
+pub use for_ipvs::chains_for_ipvs;
 pub use interpret::{BRANCHES_MAX, Branch, Environment, NotUnderstood, Outcome, SetPart, Step, Verdict, interpret};
 pub use parse::{ParseError, parse, parse_family};
 pub use program::{

@@ -6,6 +6,7 @@
 mod hooks;
 mod intent;
 mod iptables;
+mod ipvs;
 mod nftables;
 
 use std::net::SocketAddr;
@@ -45,6 +46,7 @@ pub(crate) fn all(cluster: &Cluster) -> Vec<Box<dyn Mode>> {
     vec![
         Box::new(intent::Intent::default()),
         Box::new(iptables::Iptables::new(cluster)),
+        Box::new(ipvs::Ipvs::new(cluster)),
         Box::new(nftables::Nftables::new(cluster)),
     ]
 }
