@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn the_chains_are_ours_and_read_back_as_they_are() {
         for family in Family::ALL {
-            let program = chains_for_ipvs(&view(), &[family], &[]);
+            let program = chains_for_ipvs(&view().unwrap(), &[family], &[]);
             for (key, table) in &program.tables {
                 for name in table.chains.keys().filter(|name| !is_built_in(name)) {
                     assert!(is_our_chain(key.name.as_str(), name), "{name} in {}", key.name.as_str());
@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn sets_have_the_names_of_their_family() {
-        let text = render(&chains_for_ipvs(&view(), &[Family::V6], &[]));
+        let text = render(&chains_for_ipvs(&view().unwrap(), &[Family::V6], &[]));
         assert!(text.contains("--match-set KUBE-6-CLUSTER-IP dst,dst"), "{text}");
         assert!(!text.contains("--match-set KUBE-CLUSTER-IP"), "{text}");
     }

@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use portolan_intent::FabricMode;
+pub use portolan_intent::NodeView;
 use portolan_intent::services::{
     Backend, Endpoints, Frontend, FrontendKey, FrontendKind, FrontendUpdate, Masquerade, ProxySettings,
 };
-use portolan_intent::{FabricMode, NodeView};
 use portolan_net::{Family, ObjectKey, ObjectKind, Origin, Port, Protocol, Vni};
 use portolan_state::{AffinityTimeout, TrafficPolicy};
 
