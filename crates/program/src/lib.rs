@@ -6,6 +6,7 @@
 //! - [`ipset`]: sets of addresses and ports.
 //! - [`ipvs`]: virtual servers, and the addresses of the dummy link.
 //! - [`layout`]: what the rooms share, and the contract with other software on the node.
+//! - [`sample`]: frontends for tests.
 //!
 //! Every room has the same furniture: `program` (typed), `compile` (from intent), `diff`, `render`
 //! (the text a person knows), `interpret` (what the kernel would do to a packet). Rooms never import
@@ -17,3 +18,4 @@ pub mod ipvs;
 pub mod layout;
 pub mod netlink;
 pub mod nftables;
+pub mod sample;

@@ -11,7 +11,7 @@ use portolan_kernel::ipvs::IpvsRoom;
 use portolan_kernel::netns::{Namespace, in_namespace};
 use portolan_net::{Family, Protocol};
 use portolan_program::iptables::chains_for_ipvs;
-use portolan_program::ipvs::sample::{Sample, Samples};
+use portolan_program::sample::{Sample, Samples};
 use portolan_program::{ipset, iptables, ipvs};
 
 use crate::world::{NODE, World, address, ask, connect, node_view, port, serve, socket, world};

@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use portolan_kernel::ipvs::IpvsRoom;
 use portolan_kernel::netns::in_namespace;
 use portolan_net::{Family, Protocol};
-use portolan_program::ipvs::sample::{Sample, Samples};
 use portolan_program::ipvs::{Compiler, IpvsSettings, Program, Scheduler, Timeouts, diff, render};
+use portolan_program::sample::{Sample, Samples};
 
 use crate::world::{
     NODE, PATIENCE, SERVERS, World, address, ask, connect, line, node_view, output, port, serve, served, service,

@@ -7,7 +7,7 @@ use portolan_kernel::ipset::IpsetRoom;
 use portolan_kernel::netns::in_namespace;
 use portolan_net::{Family, Protocol};
 use portolan_program::ipset;
-use portolan_program::ipvs::sample::{Sample, Samples};
+use portolan_program::sample::{Sample, Samples};
 
 use crate::world::{SERVERS, address, node_view, output, port, socket, world};
 #[test]

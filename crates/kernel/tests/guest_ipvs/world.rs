@@ -10,7 +10,7 @@ use portolan_kernel::ipvs::IpvsRoom;
 use portolan_kernel::link::Links;
 use portolan_kernel::netns::{Namespace, in_namespace};
 use portolan_net::{Port, Protocol};
-use portolan_program::ipvs::sample::{NodeView, Sample, view};
+use portolan_program::sample::{NodeView, Sample, view};
 
 /// No test waits so long unless something is broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);

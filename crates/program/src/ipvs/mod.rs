@@ -19,7 +19,6 @@ mod diff;
 mod interpret;
 mod program;
 mod render;
-pub mod sample;
 mod settings;
 #[cfg(test)]
 mod tests;

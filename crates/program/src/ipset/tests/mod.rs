@@ -9,8 +9,8 @@ use portolan_net::{Family, Packet, Port, Protocol};
 use proptest::prelude::*;
 
 use super::*;
-use crate::ipvs::sample::{Sample, Samples, view};
 use crate::layout::IpSetName;
+use crate::sample::{Sample, Samples, view};
 
 const NODE: [&str; 3] = ["192.0.2.1", "10.42.1.1", "2001:db8::1"];
 
