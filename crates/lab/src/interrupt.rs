@@ -5,9 +5,8 @@
 //! [`Guard::new`] returns: not even one that comes at once is missed, also where the command was started
 //! with SIGINT ignored, as shells start what runs in the background (POSIX, Shell Command Language §2.11).
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::mpsc;
+use std::process::Child;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
@@ -21,16 +20,16 @@ const EXIT_CODE: i32 = 130;
 /// While it lives, SIGINT and SIGTERM take the lab down and end the process.
 pub(crate) struct Guard {
     _done: oneshot::Sender<()>,
-    shared: Arc<Shared>,
+    shared: Arc<Mutex<Shared>>,
 }
 
 /// What the guard's thread and the command's know of each other.
 #[derive(Default)]
 struct Shared {
     /// Whether the thread has begun to take the lab down.
-    is_interrupted: AtomicBool,
-    /// The supervisor's process id until it is ready to be asked to stop; zero otherwise.
-    supervisor: AtomicI32,
+    is_interrupted: bool,
+    /// The supervisor, until it is ready to be asked to stop.
+    supervisor: Option<Pid>,
 }
 
 impl Guard {
@@ -38,7 +37,7 @@ impl Guard {
     pub(crate) fn new(lab: &str) -> anyhow::Result<Guard> {
         let (done, is_done) = oneshot::channel();
         let (listening, is_listening) = mpsc::sync_channel(1);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Mutex::new(Shared::default()));
         let (lab, told) = (lab.to_owned(), Arc::clone(&shared));
         std::thread::Builder::new()
             .name("interrupt".to_owned())
@@ -46,11 +45,13 @@ impl Guard {
                 if !is_interrupted(is_done, &listening) {
                     return;
                 }
-                told.is_interrupted.store(true, Ordering::SeqCst);
-                let supervisor = told.supervisor.load(Ordering::SeqCst);
-                if supervisor > 0 {
-                    // It is this process's child that nobody has waited for, so the number is still its own.
-                    let _ = kill(Pid::from_raw(supervisor), Signal::SIGKILL);
+                {
+                    let mut shared = lock(&told);
+                    shared.is_interrupted = true;
+                    if let Some(supervisor) = shared.supervisor {
+                        // This process's child, for which nobody has waited, so that the number is its own.
+                        let _ = kill(supervisor, Signal::SIGKILL);
+                    }
                 }
                 // Nobody waits for the result any more; what is left is found by `lab down`.
                 let _ = crate::down(&lab);
@@ -64,14 +65,30 @@ impl Guard {
         Ok(Guard { _done: done, shared })
     }
 
-    /// This supervisor is starting: it cannot be asked to stop yet, and is killed instead.
-    pub(crate) fn supervisor_starts(&self, process: u32) {
-        self.shared.supervisor.store(i32::try_from(process).unwrap_or(0), Ordering::SeqCst);
+    /// Starts the supervisor, unless the lab is being taken down. It cannot be asked to stop yet, and is
+    /// killed instead.
+    pub(crate) fn start<E>(&self, spawn: impl FnOnce() -> Result<Child, E>) -> Result<Child, E> {
+        let mut shared = self.uninterrupted();
+        let child = spawn()?;
+        shared.supervisor = i32::try_from(child.id()).ok().map(Pid::from_raw);
+        Ok(child)
     }
 
     /// The supervisor can be asked to stop, or has ended.
-    pub(crate) fn supervisor_started(&self) {
-        self.shared.supervisor.store(0, Ordering::SeqCst);
+    pub(crate) fn has_started(&self) {
+        self.uninterrupted().supervisor = None;
+    }
+
+    /// Waits for the end of the process, where the lab is being taken down.
+    fn uninterrupted(&self) -> MutexGuard<'_, Shared> {
+        loop {
+            let shared = lock(&self.shared);
+            if !shared.is_interrupted {
+                return shared;
+            }
+            drop(shared);
+            std::thread::park();
+        }
     }
 }
 
@@ -79,10 +96,13 @@ impl Drop for Guard {
     /// A command whose lab is being taken down under it fails in some way. That is not its result: the
     /// process ends as an interrupted one, when the lab is down.
     fn drop(&mut self) {
-        while self.shared.is_interrupted.load(Ordering::SeqCst) {
-            std::thread::park();
-        }
+        drop(self.uninterrupted());
     }
+}
+
+/// Nothing is left half-changed by a panic: each change is one assignment.
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits for a signal or the end; says first whether it hears signals.

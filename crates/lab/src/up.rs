@@ -117,10 +117,8 @@ fn bring_up(
     description.save(layout)?;
     let objects = serde_json::to_vec(&manifests.objects).context("writing the manifests")?;
     fs::write(layout.manifests(), objects).context("writing the manifests")?;
-    let mut supervisor = start_supervisor(layout, &description.program)?;
-    if let Some(guard) = guard {
-        guard.supervisor_starts(supervisor.id());
-    }
+    let start = || start_supervisor(layout, &description.program);
+    let mut supervisor = guard.map_or_else(start, |guard| guard.start(start))?;
     follow(&mut supervisor, layout, guard, progress)?;
     if !options.wait {
         return Ok(());
@@ -209,7 +207,7 @@ fn follow(
 ) -> Result<()> {
     let started = || {
         if let Some(guard) = guard {
-            guard.supervisor_started();
+            guard.has_started();
         }
     };
     let (sender, lines) = mpsc::channel();
