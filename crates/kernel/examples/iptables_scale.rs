@@ -54,14 +54,28 @@ fn measure(backend: Backend, services: u32, endpoints: u32) -> Result<(), Box<dy
         return Err(error.clone().into());
     }
     drop(changes);
+    drop(desired);
+    println!("memory after load     {:>10} KiB", status("VmRSS:"));
+    one_by_one(backend, &mut room, &mut sample, services, endpoints)?;
+
     let start = Instant::now();
     let observed = room.observe()?;
     print_time("observe", start.elapsed(), "");
     let start = Instant::now();
-    let left = diff(&observed, &desired);
+    let left = diff(&observed, sample.compiler().program());
     print_time("diff with observed", start.elapsed(), &format!("{} changes", left.len()));
-    drop((observed, desired));
+    println!("peak memory           {:>10} KiB", status("VmHWM:"));
+    Ok(())
+}
 
+/// One endpoint, and one Service, appears and goes away again.
+fn one_by_one(
+    backend: Backend,
+    room: &mut IptablesRoom,
+    sample: &mut Sample,
+    services: u32,
+    endpoints: u32,
+) -> Result<(), Box<dyn Error>> {
     let (mut compile, mut apply, mut dispatch, mut empty) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let port = Port::try_from(PORT)?;
     for round in 0..ROUNDS {
@@ -95,7 +109,6 @@ fn measure(backend: Backend, services: u32, endpoints: u32) -> Result<(), Box<dy
     print_spread("one endpoint: apply", &mut apply);
     print_spread("one Service: apply", &mut dispatch);
     print_spread("an empty restore", &mut empty);
-    println!("peak memory           {:>10} KiB", status("VmHWM:"));
     Ok(())
 }
 

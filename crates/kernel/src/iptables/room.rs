@@ -184,23 +184,24 @@ impl IptablesRoom {
     fn restore(&self, family: Family, text: &str, runs: &mut usize) -> Vec<Refusal> {
         let program = self.programs.restore(family);
         let name = program.display().to_string();
-        let mut lines: Vec<&str> = text.lines().collect();
+        let mut lines: Vec<&str> = Vec::new();
         let mut refusals = Vec::new();
+        let mut input = std::borrow::Cow::Borrowed(text);
         for round in 1.. {
-            if lines.is_empty() {
-                return refusals;
-            }
             *runs += 1;
-            let input = lines.join("\n") + "\n";
             let arguments = ["-w", LOCK_WAIT, "--noflush", "--counters"];
             let message = match run(program, &arguments, &input, &self.namespace) {
                 Ok(output) if output.success => return refusals,
                 Ok(output) => shortened(&output.stderr),
                 Err(error) => {
-                    refusals.extend(tables_of(&lines).into_iter().map(|table| Refusal::whole(table, error.clone())));
+                    refusals.extend(tables_of(&input).into_iter().map(|table| Refusal::whole(table, error.clone())));
                     return refusals;
                 }
             };
+            // A long text is only taken apart where something is wrong with it.
+            if round == 1 {
+                lines = text.lines().collect();
+            }
             let at = line_of(&message).filter(|number| (1..=lines.len()).contains(number));
             // Without a place, nothing was made; with one, all tables before it were.
             let start = at.map_or(0, |number| table_start(&lines, number - 1));
@@ -227,6 +228,10 @@ impl IptablesRoom {
                     lines.drain(..end);
                 }
             }
+            if lines.is_empty() {
+                break;
+            }
+            input = (lines.join("\n") + "\n").into();
         }
         refusals
     }
@@ -247,8 +252,8 @@ impl Refusal {
     }
 }
 
-fn tables_of(lines: &[&str]) -> BTreeSet<TableName> {
-    lines.iter().filter_map(|line| line.strip_prefix('*')).filter_map(TableName::from_name).collect()
+fn tables_of(text: &str) -> BTreeSet<TableName> {
+    text.lines().filter_map(|line| line.strip_prefix('*')).filter_map(TableName::from_name).collect()
 }
 
 /// Where the table begins that holds a line.

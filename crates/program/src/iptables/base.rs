@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use portolan_intent::NodeView;
@@ -9,7 +10,7 @@ use portolan_intent::services::{DetectLocal, NodePortAddresses};
 use portolan_net::{Family, Origin, Port, Protocol};
 
 use super::compile::MARTIAN_COMMENT;
-use super::{Chain, Match, Name, Rule, RuleBuilder, States, Table, TableName, Target};
+use super::{Chain, Match, Name, Probability, Rule, RuleBuilder, States, Table, TableName, Target};
 use crate::layout::MASQUERADE_MARK;
 
 pub(super) const SERVICES: &str = "KUBE-SERVICES";
@@ -58,11 +59,22 @@ pub(super) struct Settings {
     pub(super) node_addresses: Vec<IpAddr>,
     /// The prefixes of this node's pods.
     pub(super) node_prefixes: Vec<IpNet>,
+    /// The conditions of one in so many, from none on.
+    chances: Arc<[Arc<[Match]>]>,
 }
+
+/// Up to this number of endpoints of a port, the conditions that choose one are shared by all ports.
+const SHARED_CHANCES: usize = 64;
 
 impl Settings {
     pub(super) fn new(view: &NodeView) -> Settings {
-        Settings { view: view.clone(), node_addresses: Vec::new(), node_prefixes: Vec::new() }
+        let chances = (0..=SHARED_CHANCES).map(new_chance).collect();
+        Settings { view: view.clone(), node_addresses: Vec::new(), node_prefixes: Vec::new(), chances }
+    }
+
+    /// The condition of one in so many.
+    pub(super) fn chance(&self, number: usize) -> Arc<[Match]> {
+        self.chances.get(number).cloned().unwrap_or_else(|| new_chance(number))
     }
 
     /// What a packet of a pod is told by; nothing where pods are not told.
@@ -125,6 +137,12 @@ impl Settings {
         };
         self.node_port_destinations(family).into_iter().map(rule).collect()
     }
+}
+
+/// The last one of a list is certain.
+fn new_chance(number: usize) -> Arc<[Match]> {
+    let chance = (number > 1).then(|| Match::Random(Probability::one_of(number)));
+    Rule::builder().when_some(chance).conditions()
 }
 
 /// The tables of a family without Services.

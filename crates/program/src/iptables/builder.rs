@@ -1,5 +1,7 @@
 //! Builds rules whose parts stand in the order in which `iptables-save` prints them.
 
+use std::sync::Arc;
+
 use ipnet::IpNet;
 use portolan_net::{Origin, Port, Protocol};
 
@@ -74,6 +76,11 @@ impl RuleBuilder {
     /// The rule that jumps to a chain.
     pub fn jump(self, chain: &Name) -> Rule {
         self.target(Target::Jump(chain.clone()))
+    }
+
+    /// The conditions alone, to be shared by rules.
+    pub fn conditions(self) -> Arc<[Match]> {
+        self.without_target().matches
     }
 
     /// The rule with a target.

@@ -386,7 +386,7 @@ impl Run<'_> {
     /// All conditions together. Where one does not hold, what is not understood of the others does not matter.
     fn rule_holds(&mut self, place: Place<'_>, rule: &Rule, branch: &Branch) -> Holds {
         let mut all = Holds::Yes;
-        for condition in &rule.matches {
+        for condition in rule.matches.iter() {
             match (self.holds(place, condition, branch), all) {
                 (Holds::No, _) => return Holds::No,
                 (Holds::NotUnderstood, _) => all = Holds::NotUnderstood,

@@ -11,7 +11,7 @@ use portolan_state::{AffinityTimeout, TrafficPolicy};
 
 use super::base::{EXTERNAL_SERVICES, MARK_MASQUERADE, NODE_PORTS, PROXY_FIREWALL, SERVICES, Settings};
 use super::names::{cluster_chain, endpoint_chain_of, external_chain, firewall_chain, local_chain, service_port_name};
-use super::{Match, Name, Probability, Recent, RecentAction, Rejection, Rule, RuleBuilder, TableName, Target};
+use super::{Match, Name, Recent, RecentAction, Rejection, Rule, RuleBuilder, TableName, Target};
 
 /// What has chains of its own: one port of a Service in one family.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -167,9 +167,10 @@ impl PortRules<'_> {
             self.built.chains.insert(chain, rules.into());
             reachable.extend(backends.iter().map(|backend| (backend.socket(), backend)));
         }
+        let plain = self.spared(|| self.name.clone()).protocol(self.key.protocol).conditions();
         for (socket, backend) in reachable {
             let chain = endpoint_chain_of(&self.name, self.key.protocol, socket);
-            let rules = self.endpoint_rules(&chain, backend);
+            let rules = self.endpoint_rules(&chain, backend, &plain);
             self.built.chains.insert(chain, rules.into());
         }
     }
@@ -325,21 +326,29 @@ impl PortRules<'_> {
             }
         }
         for (index, (backend, chain)) in backends.iter().zip(&chains).enumerate() {
-            let left = backends.len() - index;
-            let chance = (left > 1).then(|| Match::Random(Probability::one_of(left)));
-            let builder = self.spared(|| comment(backend)).when_some(chance);
-            rules.push(builder.origin(&backend.origin).jump(chain));
+            let mut matches = self.settings.chance(backends.len() - index);
+            if self.comments {
+                let builder = Rule::builder().comment(&comment(backend));
+                matches = matches.iter().cloned().fold(builder, RuleBuilder::when).conditions();
+            }
+            let (target, origin) = (Some(Target::Jump(chain.clone())), Some(backend.origin.clone()));
+            rules.push(Rule { matches, target, origin });
         }
     }
 
-    fn endpoint_rules(&self, chain: &Name, backend: &Backend) -> Vec<Rule> {
-        let builder = || self.spared(|| self.name.clone()).origin(&backend.origin);
+    /// The chain of one endpoint. Without affinity, the conditions of its translation are those of all others.
+    fn endpoint_rules(&self, chain: &Name, backend: &Backend, plain: &Arc<[Match]>) -> Vec<Rule> {
+        let builder = || self.spared(|| self.name.clone());
         // An endpoint that is its own client would answer itself.
-        let hairpin = builder().source(IpNet::from(backend.address)).jump(&self.mark);
-        let note =
-            self.affinity.map(|_| Match::Recent(Box::new(Recent { list: chain.clone(), action: RecentAction::Set })));
-        let to = Target::Dnat { address: backend.address, port: Some(backend.port) };
-        vec![hairpin, builder().when_some(note).protocol(self.key.protocol).target(to)]
+        let hairpin = builder().source(IpNet::from(backend.address)).origin(&backend.origin).jump(&self.mark);
+        let matches = if self.affinity.is_some() {
+            let note = Recent { list: chain.clone(), action: RecentAction::Set };
+            builder().when(Match::Recent(Box::new(note))).protocol(self.key.protocol).conditions()
+        } else {
+            plain.clone()
+        };
+        let target = Target::Dnat { address: backend.address, port: Some(backend.port) };
+        vec![hairpin, Rule { matches, target: Some(target), origin: Some(backend.origin.clone()) }]
     }
 }
 

@@ -137,8 +137,8 @@ pub enum Policy {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// All of these must hold. Those of the rule's head (addresses, interfaces, protocol) come first, in the
-    /// order in which `iptables-save` prints them.
-    pub matches: Box<[Match]>,
+    /// order in which `iptables-save` prints them. Rules share them: most endpoints have the same.
+    pub matches: Arc<[Match]>,
     /// What is done; nothing where there is none.
     pub target: Option<Target>,
     /// What caused it. The kernel does not hold it.

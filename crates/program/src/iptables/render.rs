@@ -137,7 +137,7 @@ fn write_rule(out: &mut String, family: Family, command: &str, chain: &str, rule
     out.push_str(command);
     out.push(' ');
     out.push_str(chain);
-    for condition in &rule.matches {
+    for condition in rule.matches.iter() {
         write_match(out, family, condition, words);
     }
     if let Some(target) = &rule.target {
