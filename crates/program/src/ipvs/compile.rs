@@ -269,7 +269,7 @@ impl Compiler {
             (Some(old), Some(new)) if key.protocol == Protocol::Tcp => {
                 new.real = self.leaving.keep(key, &old.real, &new.real);
             }
-            (Some(_), None) => self.leaving.forget(key),
+            (Some(old), None) => self.leaving.forget(key, &old.real),
             _ => {}
         }
         let new = new.map(Arc::new);
@@ -351,11 +351,10 @@ impl Leaving {
     }
 
     /// All of one virtual server.
-    fn forget(&mut self, server: ServerKey) {
-        let of_it: Vec<RealKey> = self.since.keys().filter(|(it, _)| *it == server).map(|(_, real)| *real).collect();
-        of_it.into_iter().for_each(|real| {
-            self.remove(server, real);
-        });
+    fn forget(&mut self, server: ServerKey, real: &[RealServer]) {
+        for gone in real {
+            self.remove(server, gone.key);
+        }
     }
 }
 
