@@ -165,6 +165,7 @@ fn possible(held: &nftables::Program, change: &nftables::Change) -> Result<(), K
     let table = held.tables.get(&key).ok_or_else(absent)?;
     match change {
         Change::DeleteTable(_) | Change::CreateTable(_) | Change::CreateSet(..) | Change::CreateChain(..) => Ok(()),
+        Change::ForgetClients { clients, .. } => table.sets.get(clients).map(|_| ()).ok_or_else(absent),
         Change::PutElement { set, key, element, replaces, .. } => {
             match (table.sets.get(set).ok_or_else(absent)?.elements.get(key), replaces) {
                 (None, true) => Err(absent()),
@@ -213,10 +214,14 @@ fn references_of(rule: &nftables::Rule) -> impl Iterator<Item = Reference<'_>> {
         nftables::Match::Set { set, .. } => Some(Reference::Set(set)),
         _ => None,
     });
-    let others = rule.statements.iter().filter_map(|statement| match statement {
-        nftables::Statement::Jump(chain) | nftables::Statement::Goto(chain) => Some(Reference::Chain(chain)),
-        nftables::Statement::Balance { map, .. } => Some(Reference::Set(map)),
-        _ => None,
+    let others = rule.statements.iter().flat_map(|statement| match statement {
+        nftables::Statement::Jump(chain) | nftables::Statement::Goto(chain) => vec![Reference::Chain(chain)],
+        nftables::Statement::Balance { map, .. } => vec![Reference::Set(map)],
+        nftables::Statement::Keep { clients, .. } => vec![Reference::Set(clients)],
+        nftables::Statement::Remember(it) | nftables::Statement::Forget(it) => {
+            vec![Reference::Set(&it.timeouts), Reference::Set(&it.endpoints), Reference::Set(&it.clients)]
+        }
+        _ => Vec::new(),
     });
     sets.chain(others)
 }

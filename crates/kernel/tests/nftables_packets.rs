@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use portolan_kernel::netns::{Namespace, in_namespace};
 use portolan_kernel::nftables::NftablesRoom;
 use portolan_net::{Family, Packet, Port, Protocol};
-use portolan_program::nftables::sample::Sample;
+use portolan_program::nftables::sample::{Sample, Traits};
 use portolan_program::nftables::{Choice, Environment, Hook, Program, diff, interpret};
 
 /// No test waits so long unless something is broken.
@@ -120,12 +120,19 @@ fn program(world: &World) -> Program {
         }
     }
     let program = sample.compiler().program().clone();
+    load(world, &program);
+    program
+}
+
+/// Brings the node's tables up to a program, as an agent does that starts.
+fn load(world: &World, program: &Program) {
     in_namespace(&world.node, || {
         let mut room = NftablesRoom::open().expect("the room");
-        assert_eq!(room.apply(&diff(&program, &Program::default())).failed, []);
+        let observed = room.observe().expect("observed");
+        assert_eq!(room.apply(&diff(program, &observed)).failed, []);
+        assert_eq!(diff(program, &room.observe().expect("observed")), []);
     })
     .expect("in the namespace");
-    program
 }
 
 /// Serves on a namespace's address and port: answers each connection, and each datagram, with the
@@ -152,10 +159,19 @@ fn serve(namespace: &Namespace, at: SocketAddr) {
 
 /// Which source the server saw, and which port answered.
 fn ask(namespace: &Namespace, protocol: Protocol, to: SocketAddr) -> Result<(IpAddr, u16), ErrorKind> {
+    ask_within(namespace, protocol, to, PATIENCE)
+}
+
+fn ask_within(
+    namespace: &Namespace,
+    protocol: Protocol,
+    to: SocketAddr,
+    patience: Duration,
+) -> Result<(IpAddr, u16), ErrorKind> {
     let answer = in_namespace(namespace, || -> std::io::Result<String> {
         if protocol == Protocol::Tcp {
-            let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
+            let mut stream = TcpStream::connect_timeout(&to, patience)?;
+            stream.set_read_timeout(Some(patience))?;
             let mut text = String::new();
             stream.read_to_string(&mut text)?;
             return Ok(text);
@@ -163,7 +179,7 @@ fn ask(namespace: &Namespace, protocol: Protocol, to: SocketAddr) -> Result<(IpA
         let any: IpAddr = if to.is_ipv4() { address("0.0.0.0") } else { address("::") };
         let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
         socket.connect(to)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(patience))?;
         socket.send(b"who?")?;
         let mut buffer = [0; 64];
         let length = socket.recv(&mut buffer)?;
@@ -243,6 +259,9 @@ fn services_without_endpoints_refuse_at_once() {
         (&world.pod, "[fd96::11]:80"),
         (&world.node, "[fd96::11]:80"),
         (&world.client, "[2001:db8::1]:30081"),
+        // Ports that a Service does not serve.
+        (&world.pod, "10.96.0.10:81"),
+        (&world.node, "[fd96::10]:81"),
     ] {
         let to: SocketAddr = to.parse().expect("a socket");
         for protocol in [Protocol::Tcp, Protocol::Udp] {
@@ -271,5 +290,230 @@ fn pods_leave_the_cluster_under_the_address_of_the_node() {
             assert_eq!(ask(&world.pod, protocol, server), Ok((address(node), 7000)), "{protocol} to outside");
             assert_eq!(ask(&world.pod, protocol, inside), Ok((address(pod), 7000)), "{protocol} to another pod");
         }
+    }
+}
+
+/// How long nothing must come for a packet to count as dropped.
+const SILENCE: Duration = Duration::from_millis(300);
+
+fn socket(text: &str) -> SocketAddr {
+    text.parse().expect("a socket")
+}
+
+/// Where the frontends of a test are, by family: the pod is the node's own endpoint, the server another node's.
+struct Places {
+    family: Family,
+    pod: SocketAddr,
+    server: SocketAddr,
+    load_balancer: SocketAddr,
+    node_port: SocketAddr,
+    client: IpAddr,
+    node_to_server: IpAddr,
+}
+
+fn places() -> [Places; 2] {
+    [
+        Places {
+            family: Family::V4,
+            pod: socket("10.42.1.2:8080"),
+            server: socket("10.42.2.2:8081"),
+            load_balancer: socket("203.0.113.80:80"),
+            node_port: socket("192.0.2.1:30443"),
+            client: address("192.0.2.5"),
+            node_to_server: address("10.42.2.1"),
+        },
+        Places {
+            family: Family::V6,
+            pod: socket("[fd42:0:0:1::2]:8080"),
+            server: socket("[fd42:0:0:2::2]:8081"),
+            load_balancer: socket("[2001:db8:80::1]:80"),
+            node_port: socket("[2001:db8::1]:30443"),
+            client: address("2001:db8::5"),
+            node_to_server: address("fd42:0:0:2::1"),
+        },
+    ]
+}
+
+#[test]
+fn clients_outside_get_endpoints_of_this_node_under_their_own_address() {
+    let Some(world) = world() else { return };
+    let local = Traits { is_external: true, is_local: true, ..Traits::default() };
+    let mut sample = Sample::new(&Family::ALL);
+    for it in places() {
+        serve(&world.pod, it.pod);
+        serve(&world.server, it.server);
+        let both = [it.pod, it.server];
+        sample.set_address_with(it.load_balancer, "gate", Some(&both), &local);
+        sample.set_node_port_with(it.family, port(30_443), "gate", Some(&both), &local);
+    }
+    load(&world, sample.compiler().program());
+    for it in places() {
+        for to in [it.load_balancer, it.node_port] {
+            let mut ports = [(); 3].map(|()| BTreeSet::new());
+            for _ in 0..24 {
+                let (seen, port) = ask(&world.client, Protocol::Tcp, to).expect("an answer");
+                assert_eq!(seen, it.client, "{to}: an endpoint of this node sees the client");
+                ports[0].insert(port);
+                let (seen, port) = ask(&world.node, Protocol::Tcp, to).expect("an answer");
+                assert!(port == 8080 || seen == it.node_to_server, "{to}: masqueraded, not {seen}");
+                ports[1].insert(port);
+                let (seen, port) = ask(&world.pod, Protocol::Tcp, to).expect("an answer");
+                assert!(port == 8080 || seen == it.pod.ip(), "{to}: a pod keeps its address, not {seen}");
+                ports[2].insert(port);
+            }
+            let both = BTreeSet::from([8080, 8081]);
+            assert_eq!(ports, [BTreeSet::from([8080]), both.clone(), both], "{to}");
+        }
+    }
+    for it in places() {
+        let remote = [it.server];
+        sample.set_address_with(it.load_balancer, "gate", Some(&remote), &local);
+        sample.set_node_port_with(it.family, port(30_443), "gate", Some(&remote), &local);
+    }
+    load(&world, sample.compiler().program());
+    for it in places() {
+        for to in [it.load_balancer, it.node_port] {
+            let dropped = ask_within(&world.client, Protocol::Tcp, to, SILENCE);
+            assert_eq!(dropped, Err(ErrorKind::TimedOut), "{to}: nobody here, but somebody elsewhere");
+            assert!(ask(&world.pod, Protocol::Tcp, to).is_ok(), "{to}: pods go there");
+        }
+    }
+}
+
+#[test]
+fn load_balancers_admit_the_ranges_that_are_named_and_drop_others() {
+    let Some(world) = world() else { return };
+    let mut sample = Sample::new(&Family::ALL);
+    let ranges = ["192.0.2.0/25", "10.42.2.0/24", "2001:db8::/64"].map(|text| text.parse().expect("a prefix"));
+    let limited = Traits { is_external: true, sources: Some(ranges.to_vec()), ..Traits::default() };
+    for it in places() {
+        serve(&world.server, it.server);
+        sample.set_address_with(it.load_balancer, "gate", Some(&[it.server]), &limited);
+        sample.set_node_port(it.family, Protocol::Tcp, port(30_443), "gate", Some(&[it.server]));
+    }
+    load(&world, sample.compiler().program());
+    for it in places() {
+        assert_eq!(ask(&world.client, Protocol::Tcp, it.load_balancer), Ok((it.node_to_server, 8081)));
+        let dropped = ask_within(&world.pod, Protocol::Tcp, it.load_balancer, SILENCE);
+        assert_eq!(dropped, Err(ErrorKind::TimedOut), "{}: not admitted", it.load_balancer);
+        assert!(ask(&world.pod, Protocol::Tcp, it.node_port).is_ok(), "node ports are not bound by it");
+    }
+}
+
+/// The port that answers, the same each time.
+fn kept(from: &Namespace, protocol: Protocol, to: SocketAddr) -> u16 {
+    let ports: BTreeSet<u16> = (0..16).map(|_| ask(from, protocol, to).expect("an answer").1).collect();
+    assert_eq!(ports.len(), 1, "{to} {protocol}: {ports:?}");
+    ports.into_iter().next().unwrap_or_default()
+}
+
+#[test]
+fn a_client_keeps_its_endpoint_until_that_goes_away() {
+    let Some(world) = world() else { return };
+    let keeping = Traits { affinity_seconds: Some(100), ..Traits::default() };
+    let other = Traits { affinity_seconds: Some(200), ..Traits::default() };
+    let mut sample = Sample::new(&Family::ALL);
+    load(&world, sample.compiler().program());
+    for (server, service, node_port) in
+        [("10.42.2.2", "10.96.0.10:80", "192.0.2.1:30080"), ("fd42:0:0:2::2", "[fd96::10]:80", "[2001:db8::1]:30080")]
+    {
+        let (service, node_port) = (socket(service), socket(node_port));
+        let all: Vec<SocketAddr> = (8080..8084).map(|number| SocketAddr::new(address(server), number)).collect();
+        let number = port(30_080);
+        let family = Family::of(service.ip());
+        all.iter().for_each(|at| serve(&world.server, *at));
+        // One family as an agent does it that runs, the other as one that starts and compares.
+        let mut set = |backends: &[SocketAddr]| {
+            let mut changes = sample.set_address_with(service, "sessions", Some(backends), &keeping);
+            changes.extend(sample.set_node_port_with(family, number, "sessions", Some(backends), &other));
+            if family == Family::V4 {
+                in_namespace(&world.node, || {
+                    let mut room = NftablesRoom::open().expect("the room");
+                    assert_eq!(room.apply(&changes).failed, []);
+                })
+                .expect("in the namespace");
+            }
+            load(&world, sample.compiler().program());
+            sample.compiler().program().clone()
+        };
+        set(&all);
+        let clients = [&world.pod, &world.client, &world.node];
+        let first: Vec<u16> = clients.iter().map(|from| kept(from, Protocol::Tcp, service)).collect();
+        let at_node: Vec<u16> = clients.iter().map(|from| kept(from, Protocol::Tcp, node_port)).collect();
+        // The pod's endpoints go, those of the others may.
+        let gone = [first[0], at_node[0]];
+        let fewer: Vec<SocketAddr> = all.iter().copied().filter(|at| !gone.contains(&at.port())).collect();
+        let program = set(&fewer);
+        for ((frontend, before), (from, first, at_node)) in [service, node_port].into_iter().flat_map(|to| {
+            clients.iter().zip(first.iter().zip(&at_node)).map(move |(from, (first, at_node))| {
+                ((to, if to == service { *first } else { *at_node }), (*from, *first, *at_node))
+            })
+        }) {
+            let start = Instant::now();
+            let next = ask(from, Protocol::Tcp, frontend).expect("an answer").1;
+            // Where the agent says so, the client is forgotten at once; else its first packet is lost, and TCP
+            // sends it again after a second (RFC 6298 §2.1).
+            let is_told = family == Family::V4;
+            assert!(!is_told || start.elapsed() < Duration::from_millis(900), "{:?}", start.elapsed());
+            let now = kept(from, Protocol::Tcp, frontend);
+            assert_eq!(now, next, "{frontend}");
+            assert!(!gone.contains(&now), "{frontend}: {now} is gone ({first}, {at_node})");
+            assert!(gone.contains(&before) || now == before, "{frontend}: {before} lives, and yet it is {now}");
+        }
+        let now = kept(&world.pod, Protocol::Tcp, service);
+        set(&all);
+        assert_eq!(kept(&world.pod, Protocol::Tcp, service), now, "who comes back changes nothing");
+        // The interpreter, told what the kernel remembers, says the same.
+        let environment =
+            Environment { remembered: Some(SocketAddr::new(address(server), now)), ..Environment::default() };
+        let packet = Packet {
+            source: address(if service.is_ipv4() { "10.42.1.2" } else { "fd42:0:0:1::2" }),
+            destination: service.ip(),
+            protocol: Protocol::Tcp,
+            source_port: 40_000,
+            destination_port: 80,
+            mark: 0,
+        };
+        let outcome = interpret(&program, packet, Hook::Prerouting, &environment, Choice::First);
+        assert!(outcome.keeps_endpoint);
+        assert_eq!(outcome.packet.destination_port, now);
+        timeouts_are_each_frontends_own(&world, family);
+    }
+}
+
+/// What the kernel remembers, as `nft` prints it.
+fn timeouts_are_each_frontends_own(world: &World, family: Family) {
+    let family = if family == Family::V4 { "ip" } else { "ip6" };
+    for (map, timeout) in [("affinity-clients", "timeout 1m40s"), ("nodeport-affinity-clients", "timeout 3m20s")] {
+        let arguments = ["list", "map", family, "portolan-services", map];
+        let output = in_namespace(&world.node, || Command::new("nft").args(arguments).output());
+        let Ok(output) = output.expect("in the namespace") else {
+            println!("skipped: nft is not installed");
+            return;
+        };
+        let text = String::from_utf8_lossy(&output.stdout);
+        let learned: Vec<&str> = text.split(',').filter(|element| element.contains("expires")).collect();
+        assert_eq!(learned.len(), 3, "three clients: {text}");
+        assert!(learned.iter().all(|element| element.contains(timeout)), "{text}");
+    }
+}
+
+#[test]
+fn a_client_is_forgotten_when_its_time_is_over() {
+    let Some(world) = world() else { return };
+    let keeping = Traits { affinity_seconds: Some(1), ..Traits::default() };
+    let mut sample = Sample::new(&[Family::V4]);
+    let backends = [socket("10.42.2.2:8080"), socket("10.42.2.2:8081")];
+    backends.iter().for_each(|at| serve(&world.server, *at));
+    let service = socket("10.96.0.10:80");
+    sample.set_address_with(service, "sessions", Some(&backends), &keeping);
+    load(&world, sample.compiler().program());
+    let mut answered = BTreeSet::new();
+    let start = Instant::now();
+    while answered.len() < 2 {
+        assert!(start.elapsed() < PATIENCE * 3, "always {answered:?}");
+        answered.insert(ask(&world.pod, Protocol::Tcp, service).expect("an answer").1);
+        // Each connection renews the time, so it must pass without one.
+        std::thread::sleep(Duration::from_millis(1_200));
     }
 }

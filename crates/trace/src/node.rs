@@ -28,7 +28,11 @@ pub struct NodePrograms<'a> {
 
 /// What happens to a packet on this node.
 pub fn trace_node(programs: &NodePrograms<'_>, packet: Packet, ingress: &Ingress, choice: Choice) -> NodeTrace {
-    let mut tracer = Tracer { programs, choice, hops: Vec::new(), packet, sent: packet, origin: None };
+    let in_interface = match ingress {
+        Ingress::Pod => programs.netlink.pod_of(packet.source).map(in_interface_of),
+        Ingress::Node | Ingress::Network => None,
+    };
+    let mut tracer = Tracer { programs, choice, hops: Vec::new(), packet, sent: packet, in_interface, origin: None };
     let exit = match tracer.run(ingress) {
         Ok(exit) => exit,
         Err(refusal) => {
@@ -58,6 +62,8 @@ struct Tracer<'a> {
     packet: Packet,
     /// The packet as it came to this node.
     sent: Packet,
+    /// The link that it came by, as far as it is known.
+    in_interface: Option<String>,
     /// The Service that the packet was meant for, once it is known.
     origin: Option<Origin>,
 }
@@ -144,7 +150,8 @@ impl Tracer<'_> {
             let endpoint = outcome.alternatives.iter().find(|it| it.socket == taken).and_then(|it| it.origin.clone());
             let mut origins: Vec<Origin> = service.into_iter().chain(endpoint).collect();
             origins.dedup();
-            let detail = format!("{chosen} of {of}");
+            let kept = if outcome.keeps_endpoint { ", and the client keeps it" } else { "" };
+            let detail = format!("{chosen} of {of}{kept}");
             self.hop(Stage::Services, "nftables", before, detail, origins);
             if let Some(hop) = self.hops.last_mut() {
                 hop.alternatives = outcome.alternatives.iter().map(|it| it.socket).collect();
@@ -169,7 +176,14 @@ impl Tracer<'_> {
         };
         let origin = outcome.steps.iter().rev().find_map(|step| step.origin.clone()).or_else(|| self.origin.clone());
         let cause = origin.as_ref().map(|origin| format!(" by {origin}")).unwrap_or_default();
-        Err(Refusal { how: how.to_owned(), reason: format!("{how}{cause}: it has no endpoints that serve"), origin })
+        let why = outcome.steps.iter().rev().find_map(|step| match &step.what {
+            What::Dropped(why) => Some(why.as_str()),
+            // The reject chain's sender says why: the condition that led there.
+            What::Matched { condition, .. } if condition.contains("@cluster-ips") => Some("not a port of the Service"),
+            _ => None,
+        });
+        let why = why.unwrap_or("it has no endpoints that serve");
+        Err(Refusal { how: how.to_owned(), reason: format!("{how}{cause}: {why}"), origin })
     }
 
     /// Postrouting, and out of the node.
@@ -221,8 +235,6 @@ impl Tracer<'_> {
         let towards = gateway.unwrap_or(before.destination);
         let mut environment = self.environment(Some(device));
         environment.out_address = self.address_on(device, towards);
-        environment.destination_translated =
-            before.destination != self.sent.destination || before.destination_port != self.sent.destination_port;
         let outcome = nftables::interpret(
             self.programs.nftables,
             before,
@@ -247,9 +259,13 @@ impl Tracer<'_> {
     fn environment(&self, out: Option<&str>) -> Environment {
         let foreign = self.programs.surroundings.addresses.iter().map(|(_, prefix)| prefix.addr());
         let own = self.programs.netlink.addresses.keys().map(|(_, prefix)| prefix.addr());
+        let sent = (self.sent.destination, self.sent.destination_port);
         Environment {
             local_addresses: foreign.chain(own).collect(),
+            in_interface: self.in_interface.clone(),
             out_interface: out.map(str::to_owned),
+            destination_translated: sent != (self.packet.destination, self.packet.destination_port),
+            original_destination: Some(sent.into()),
             ..Environment::default()
         }
     }
@@ -312,6 +328,11 @@ impl Tracer<'_> {
             alternatives: Vec::new(),
         });
     }
+}
+
+/// What a pod's packets come by: the bridge that its interface is on.
+fn in_interface_of(pod: &netlink::PodLink) -> String {
+    if pod.bridge.is_empty() { pod.host_interface.to_string() } else { pod.bridge.clone() }
 }
 
 fn is_link_local(address: IpAddr) -> bool {

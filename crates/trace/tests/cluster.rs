@@ -161,7 +161,7 @@ fn compile(snapshot: &Snapshot, index: u8, fabric: FabricMode) -> Compiled {
     };
     Compiled {
         netlink: netlink::compile(&fabric, &wiring::compile(snapshot, &view), &view),
-        nftables: nftables::compile(services.intent(), &masquerade::compile(snapshot, &view), &view),
+        nftables: nftables::compile(services.intent(), &masquerade::compile(snapshot, &view), &[], &[], &view),
         surroundings: Surroundings {
             addresses: vec![("eth0".into(), format!("192.168.64.{}/24", 10 + index).parse().unwrap())],
             routes: vec![route("192.168.64.0/24", None), route("0.0.0.0/0", Some("192.168.64.1"))],

@@ -58,12 +58,23 @@ pub(super) mod set {
     pub(crate) const KEY_LENGTH: u16 = 5;
     pub(crate) const DATA_TYPE: u16 = 6;
     pub(crate) const DATA_LENGTH: u16 = 7;
+    pub(crate) const DESCRIPTION: u16 = 9;
     pub(crate) const ID: u16 = 10;
     pub(crate) const USER_DATA: u16 = 13;
     /// `NFT_SET_INTERVAL`.
     pub(crate) const FLAG_INTERVAL: u32 = 4;
     /// `NFT_SET_MAP`.
     pub(crate) const FLAG_MAP: u32 = 8;
+    /// `NFT_SET_TIMEOUT`.
+    pub(crate) const FLAG_TIMEOUT: u32 = 16;
+    /// `NFT_SET_EVAL`: packets change it.
+    pub(crate) const FLAG_DYNAMIC: u32 = 32;
+    /// `NFT_SET_CONCAT`: intervals of concatenated keys.
+    pub(crate) const FLAG_CONCATENATED: u32 = 128;
+    /// `NFTA_SET_DESC_SIZE`, `NFTA_SET_DESC_CONCAT`, `NFTA_SET_FIELD_LEN`.
+    pub(crate) const DESCRIPTION_SIZE: u16 = 1;
+    pub(crate) const DESCRIPTION_FIELDS: u16 = 2;
+    pub(crate) const FIELD_LENGTH: u16 = 1;
 }
 
 pub(super) mod element {
@@ -74,6 +85,7 @@ pub(super) mod element {
     pub(crate) const DATA: u16 = 2;
     pub(crate) const FLAGS: u16 = 3;
     pub(crate) const USER_DATA: u16 = 6;
+    pub(crate) const KEY_END: u16 = 10;
     /// `NFT_SET_ELEM_INTERVAL_END`.
     pub(crate) const FLAG_INTERVAL_END: u32 = 1;
 }
@@ -86,6 +98,8 @@ pub(super) mod data {
 }
 
 pub(super) mod verdict {
+    /// `NF_DROP`.
+    pub(crate) const DROP: i32 = 0;
     pub(crate) const JUMP: i32 = -3;
     pub(crate) const GOTO: i32 = -4;
     pub(crate) const RETURN: i32 = -5;

@@ -1,6 +1,6 @@
 //! Netlink messages to a program: only our tables, and of them everything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
@@ -71,7 +71,8 @@ pub(super) fn read_rule(message: &OwnedMessage) -> Option<(TableKey, Name, Rule)
     let attributes = message.attributes(HEADER_LENGTH);
     let name = attributes.get(rule::CHAIN)?.text()?;
     let list = attributes.get(rule::EXPRESSIONS).map_or(Attributes::new(&[]), |it| it.nested());
-    let expressions: Vec<Expression> = list.map(|it| Expression::read(&it)).collect();
+    let mut expressions: Vec<Expression> = list.map(|it| Expression::read(&it)).collect();
+    expressions.retain(|expression| *expression != Expression::Nothing);
     let mut rule = from_expressions(key.family, &expressions);
     rule.comment = attributes.get(rule::USER_DATA).and_then(|it| comment_of(it.value)).map(Into::into);
     if expressions.is_empty() {
@@ -131,6 +132,30 @@ impl ElementReader {
     }
 }
 
+/// Of a message with clients that packets put into a map, the keys of those that are remembered for one of these
+/// endpoints of frontends.
+pub(super) fn clients_of(family: Family, attributes: &Attributes<'_>, gone: &BTreeSet<Key>) -> Vec<Vec<u8>> {
+    let list = attributes.get(element::LIST_ELEMENTS);
+    let elements = list.iter().flat_map(Attribute::nested).map(|it| it.nested());
+    let found = elements.filter_map(|attributes| {
+        let bytes = value_of(attributes.get(element::KEY))?;
+        let mut value = Reader { family, bytes: value_of(attributes.get(element::DATA))? };
+        let (to, to_port) = (value.address()?, value.port()?);
+        let mut key = Reader { family, bytes };
+        // The client's own address comes first.
+        key.address()?;
+        let is_address = key.bytes.len() > 8;
+        let address = if is_address { Some(key.address()?) } else { None };
+        let (protocol, port) = (key.protocol()?, key.port()?);
+        let endpoint = match address {
+            Some(address) => Key::FrontendEndpoint(address, protocol, port, to, to_port),
+            None => Key::NodePortEndpoint(protocol, port, to, to_port),
+        };
+        gone.contains(&endpoint).then(|| bytes.to_vec())
+    });
+    found.collect()
+}
+
 fn value_of(attribute: Option<Attribute<'_>>) -> Option<&[u8]> {
     attribute?.nested().get(data::VALUE).map(|it| it.value)
 }
@@ -144,8 +169,29 @@ fn read_element(family: Family, kind: SetKind, attributes: &Attributes<'_>) -> O
             Key::FrontendSlot(reader.address()?, reader.protocol()?, reader.port()?, reader.slot()?)
         }
         SetKind::NodePortSlots => Key::NodePortSlot(reader.protocol()?, reader.port()?, reader.slot()?),
+        SetKind::FrontendNumbers => {
+            Key::FrontendSlot(reader.address()?, reader.protocol()?, reader.port()?, reader.slot()?)
+        }
+        SetKind::NodePortNumbers => Key::NodePortSlot(reader.protocol()?, reader.port()?, reader.slot()?),
         SetKind::AddressPairs => Key::AddressPair(reader.address()?, reader.address()?),
-        SetKind::Prefixes | SetKind::Unknown => return None,
+        SetKind::Addresses => Key::Address(reader.address()?),
+        SetKind::FrontendSources => {
+            let (address, protocol, port) = (reader.address()?, reader.protocol()?, reader.port()?);
+            Key::FrontendSource(address, protocol, port, reader.interval(value_of(attributes.get(element::KEY_END))?)?)
+        }
+        SetKind::NodePortSources => {
+            let (protocol, port) = (reader.protocol()?, reader.port()?);
+            Key::NodePortSource(protocol, port, reader.interval(value_of(attributes.get(element::KEY_END))?)?)
+        }
+        SetKind::FrontendEndpoints => {
+            let (address, protocol, port) = (reader.address()?, reader.protocol()?, reader.port()?);
+            Key::FrontendEndpoint(address, protocol, port, reader.address()?, reader.port()?)
+        }
+        SetKind::NodePortEndpoints => {
+            let (protocol, port) = (reader.protocol()?, reader.port()?);
+            Key::NodePortEndpoint(protocol, port, reader.address()?, reader.port()?)
+        }
+        SetKind::Prefixes | SetKind::FrontendClients | SetKind::NodePortClients | SetKind::Unknown => return None,
     };
     let value = if kind.is_map() {
         let mut reader = Reader { family, bytes: value_of(attributes.get(element::DATA))? };
@@ -243,6 +289,16 @@ impl Reader<'_> {
         Port::try_from(u16::from_be_bytes([high, low])).ok()
     }
 
+    /// The prefix at the end of an interval's first key, given its last key. All before it is one value alone.
+    fn interval(&mut self, last: &[u8]) -> Option<IpNet> {
+        let start = self.bytes;
+        let at = last.len().checked_sub(start.len())?;
+        let number = |bytes: &[u8]| bytes.iter().fold(0u128, |number, byte| number << 8 | u128::from(*byte));
+        self.address()?;
+        let end = number(last.get(at..)?).checked_add(1);
+        prefix(self.family, number(start), end)
+    }
+
     fn slot(&mut self) -> Option<u32> {
         self.word().map(u32::from_ne_bytes)
     }
@@ -258,7 +314,8 @@ mod tests {
         fn any_message_is_read_or_passed_over(payload in prop::collection::vec(any::<u8>(), 0..200)) {
             let message = OwnedMessage { kind: 0, flags: 0, payload };
             let _ = (read_set(&message), read_chain(&message), read_rule(&message));
-            for kind in [SetKind::FrontendSlots, SetKind::Prefixes, SetKind::AddressPairs] {
+            clients_of(Family::V6, &message.attributes(HEADER_LENGTH), &BTreeSet::new());
+            for kind in SetKind::ALL {
                 let mut reader = ElementReader::new(Family::V6, kind);
                 reader.take(&message.attributes(HEADER_LENGTH));
                 reader.finish(&mut Set::empty(kind));

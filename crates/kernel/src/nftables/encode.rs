@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 
 use ipnet::IpNet;
-use portolan_net::Family;
+use portolan_net::{Family, Port, Protocol};
 use portolan_program::nftables::{BaseHook, ChainKind, Change, Element, Hook, Key, Rule, SetKind, TableKey};
 
 use super::constants::{
@@ -12,7 +12,7 @@ use super::constants::{
     FAMILY_IPV6, NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE, SUBSYSTEM, chain, data, element, rule, set,
     table,
 };
-use super::set_types::{comment_data, set_layout};
+use super::set_types::{SetLayout, comment_data, set_layout};
 use crate::rawnetlink::MessageBuilder;
 
 /// The most bytes of elements in one message: their list is one attribute, which holds 65,535, and the
@@ -140,7 +140,7 @@ fn element_message(kind: u16, flags: u16, table: TableKey, set: &str, list: &[(K
 
 /// An upper bound of what an element takes in a message.
 fn element_length(key: &Key, element: &Element) -> usize {
-    let copies = if matches!(key, Key::Prefix(_)) { 2 } else { 1 };
+    let copies = if key.is_interval() { 2 } else { 1 };
     let comment = element.comment.as_ref().map_or(0, |comment| comment.len() + 16);
     copies * 64 + if element.value.is_some() { 40 } else { 0 } + comment
 }
@@ -151,8 +151,13 @@ fn write_element(into: &mut MessageBuilder, key: &Key, value: &Element) {
     }
     into.nested(rule::LIST_ELEMENT, |body| {
         body.nested(element::KEY, |it| {
-            it.put_bytes(data::VALUE, &key_bytes(key));
+            it.put_bytes(data::VALUE, &key_bytes(key, false));
         });
+        if key.is_interval() {
+            body.nested(element::KEY_END, |it| {
+                it.put_bytes(data::VALUE, &key_bytes(key, true));
+            });
+        }
         if let Some(socket) = value.value {
             let mut bytes = Vec::with_capacity(20);
             push_address(&mut bytes, socket.ip());
@@ -197,35 +202,56 @@ fn behind(prefix: &IpNet) -> Option<IpAddr> {
     }
 }
 
-/// A key as the registers hold it: each field starts at a multiple of four bytes.
-fn key_bytes(key: &Key) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(32);
+/// A key as the registers hold it: each field starts at a multiple of four bytes. Of an interval, the first key
+/// or the last one.
+fn key_bytes(key: &Key, is_last: bool) -> Vec<u8> {
+    let mut fields = Fields(Vec::with_capacity(48));
+    let edge = |prefix: IpNet| if is_last { prefix.broadcast() } else { prefix.network() };
     match *key {
-        Key::Frontend(address, ..) | Key::FrontendSlot(address, ..) => push_address(&mut bytes, address),
-        Key::AddressPair(first, second) => {
-            push_address(&mut bytes, first);
-            push_address(&mut bytes, second);
+        Key::Frontend(address, protocol, port) => fields.address(address).port(protocol, port),
+        Key::NodePort(protocol, port) => fields.port(protocol, port),
+        Key::FrontendSlot(address, protocol, port, slot) => fields.address(address).port(protocol, port).number(slot),
+        Key::NodePortSlot(protocol, port, slot) => fields.port(protocol, port).number(slot),
+        Key::AddressPair(first, second) => fields.address(first).address(second),
+        Key::Address(address) => fields.address(address),
+        Key::Prefix(prefix) => fields.address(edge(prefix)),
+        Key::FrontendSource(address, protocol, port, prefix) => {
+            fields.address(address).port(protocol, port).address(edge(prefix))
         }
-        Key::Prefix(prefix) => push_address(&mut bytes, prefix.network()),
-        Key::NodePort(..) | Key::NodePortSlot(..) => {}
-    }
-    match *key {
-        Key::Frontend(_, protocol, port)
-        | Key::FrontendSlot(_, protocol, port, _)
-        | Key::NodePort(protocol, port)
-        | Key::NodePortSlot(protocol, port, _) => {
-            // Only ICMP has another number in IPv6, and it has no ports.
-            push_padded(&mut bytes, &[protocol.number(Family::V4)]);
-            push_padded(&mut bytes, &port.get().to_be_bytes());
+        Key::NodePortSource(protocol, port, prefix) => fields.port(protocol, port).address(edge(prefix)),
+        Key::FrontendEndpoint(address, protocol, port, to, to_port) => {
+            fields.address(address).port(protocol, port).address(to).padded(&to_port.get().to_be_bytes())
         }
-        Key::AddressPair(..) | Key::Prefix(_) => {}
+        Key::NodePortEndpoint(protocol, port, to, to_port) => {
+            fields.port(protocol, port).address(to).padded(&to_port.get().to_be_bytes())
+        }
+    };
+    fields.0
+}
+
+/// The fields of a key, one behind the other.
+struct Fields(Vec<u8>);
+
+impl Fields {
+    fn address(&mut self, address: IpAddr) -> &mut Fields {
+        push_address(&mut self.0, address);
+        self
     }
-    match *key {
-        // `numgen` writes numbers in the machine's byte order.
-        Key::FrontendSlot(.., slot) | Key::NodePortSlot(.., slot) => push_padded(&mut bytes, &slot.to_ne_bytes()),
-        Key::Frontend(..) | Key::NodePort(..) | Key::AddressPair(..) | Key::Prefix(_) => {}
+
+    fn padded(&mut self, field: &[u8]) -> &mut Fields {
+        push_padded(&mut self.0, field);
+        self
     }
-    bytes
+
+    /// Only ICMP has another number in IPv6, and it has no ports.
+    fn port(&mut self, protocol: Protocol, port: Port) -> &mut Fields {
+        self.padded(&[protocol.number(Family::V4)]).padded(&port.get().to_be_bytes())
+    }
+
+    /// `numgen` writes numbers in the machine's byte order.
+    fn number(&mut self, number: u32) -> &mut Fields {
+        self.padded(&number.to_ne_bytes())
+    }
 }
 
 fn push_address(bytes: &mut Vec<u8>, address: IpAddr) {
@@ -273,8 +299,11 @@ fn plain(change: &Change, index: usize, messages: &mut Vec<Encoded>) {
             builder.put_str(set::TABLE, key.name.as_str()).put_str(set::NAME, name);
             push(builder);
         }
-        // Elements are encoded in runs; rules are removed by `remove_rule`.
-        Change::PutElement { .. } | Change::RemoveElement { .. } | Change::RemoveRule(..) => {}
+        // Elements are encoded in runs; rules are removed by `remove_rule`, clients by `forget_client`.
+        Change::PutElement { .. }
+        | Change::RemoveElement { .. }
+        | Change::RemoveRule(..)
+        | Change::ForgetClients { .. } => {}
     }
 }
 
@@ -286,6 +315,20 @@ pub(super) fn remove_rule(key: TableKey, name: &str, handle: u64) -> Vec<u8> {
     builder.finish()
 }
 
+/// Removes one client from a map that packets fill, by its key as it was read.
+pub(super) fn forget_client(table: TableKey, clients: &str, key: &[u8], index: usize) -> Encoded {
+    let mut builder = start(DELETE_ELEMENT, 0, table.family);
+    builder.put_str(element::LIST_TABLE, table.name.as_str()).put_str(element::LIST_SET, clients);
+    builder.nested(element::LIST_ELEMENTS, |elements| {
+        elements.nested(rule::LIST_ELEMENT, |body| {
+            body.nested(element::KEY, |it| {
+                it.put_bytes(data::VALUE, key);
+            });
+        });
+    });
+    Encoded { bytes: builder.finish(), changes: index..index + 1 }
+}
+
 fn new_set(key: TableKey, name: &str, kind: SetKind, index: usize) -> MessageBuilder {
     let layout = set_layout(key.family, kind);
     let mut builder = start(NEW_SET, CREATE, key.family);
@@ -295,10 +338,28 @@ fn new_set(key: TableKey, name: &str, kind: SetKind, index: usize) -> MessageBui
     if kind.is_map() {
         builder.put_u32_be(set::DATA_TYPE, layout.data_type).put_u32_be(set::DATA_LENGTH, layout.data_length);
     }
+    if layout.size.is_some() || !layout.fields.is_empty() {
+        builder.nested(set::DESCRIPTION, |description| write_description(description, &layout));
+    }
     // A number by which rules of the same transaction could refer to it; ours use the name.
     builder.put_u32_be(set::ID, u32::try_from(index).unwrap_or(0).saturating_add(1));
     builder.put_bytes(set::USER_DATA, &layout.user_data);
     builder
+}
+
+fn write_description(description: &mut MessageBuilder, layout: &SetLayout) {
+    if let Some(size) = layout.size {
+        description.put_u32_be(set::DESCRIPTION_SIZE, size);
+    }
+    if !layout.fields.is_empty() {
+        description.nested(set::DESCRIPTION_FIELDS, |fields| {
+            for length in &layout.fields {
+                fields.nested(rule::LIST_ELEMENT, |field| {
+                    field.put_u32_be(set::FIELD_LENGTH, *length);
+                });
+            }
+        });
+    }
 }
 
 fn new_chain(key: TableKey, name: &str, base: Option<BaseHook>) -> MessageBuilder {

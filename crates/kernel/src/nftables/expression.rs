@@ -12,6 +12,21 @@ const VERDICT_REGISTER: u32 = 0;
 /// The first register of four bytes (`NFT_REG32_00`).
 pub(super) const FIRST_REGISTER: u32 = 8;
 
+/// How many there are.
+pub(super) const REGISTERS: u32 = 16;
+
+/// `IP_CT_DIR_ORIGINAL`.
+const DIRECTION_ORIGINAL: u8 = 0;
+
+/// What a packet does to a set (`enum nft_dynset_ops`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DynamicOperation {
+    /// Adds an element, or gives one that is there its whole time again. Its value stays.
+    Update = 1,
+    /// Removes it.
+    Delete = 2,
+}
+
 /// One instruction. Registers are numbered as `NFT_REG32_…`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Expression {
@@ -23,6 +38,10 @@ pub(super) enum Expression {
     MetaSet { key: u32, register: u32 },
     /// Loads a field of the connection.
     Connection { key: u32, register: u32 },
+    /// Loads a field of the connection's first packet, as it was before any translation.
+    ConnectionOriginal { key: u32, register: u32 },
+    /// Changes a set: takes a key, and for maps a value, from registers.
+    DynamicSet { set: String, operation: DynamicOperation, key: u32, data: u32, timeout_ms: u64 },
     /// Asks the routing tables.
     Fib { result: u32, flags: u32, register: u32 },
     /// Masks and flips bits.
@@ -41,6 +60,8 @@ pub(super) enum Expression {
     Masquerade { flags: u32 },
     /// Refuses the packet.
     Reject { kind: u32, code: u8 },
+    /// Does nothing. `nft` 1.0 writes a change of byte order of a single byte into keys of intervals.
+    Nothing,
     /// Anything else.
     Unknown(String),
 }
@@ -50,7 +71,8 @@ impl Expression {
         match self {
             Expression::Payload { .. } => "payload",
             Expression::Meta { .. } | Expression::MetaSet { .. } => "meta",
-            Expression::Connection { .. } => "ct",
+            Expression::Connection { .. } | Expression::ConnectionOriginal { .. } => "ct",
+            Expression::DynamicSet { .. } => "dynset",
             Expression::Fib { .. } => "fib",
             Expression::Bitwise { .. } => "bitwise",
             Expression::Compare { .. } => "cmp",
@@ -60,6 +82,7 @@ impl Expression {
             Expression::DestinationNat { .. } => "nat",
             Expression::Masquerade { .. } => "masq",
             Expression::Reject { .. } => "reject",
+            Expression::Nothing => "byteorder",
             Expression::Unknown(name) => name,
         }
     }
@@ -85,6 +108,15 @@ impl Expression {
             }
             Expression::Connection { key, register } => {
                 body.put_u32_be(2, *key).put_u32_be(1, *register);
+            }
+            Expression::ConnectionOriginal { key, register } => {
+                body.put_u32_be(2, *key).put_u32_be(1, *register).put_u8(3, DIRECTION_ORIGINAL);
+            }
+            Expression::DynamicSet { set, operation, key, data, timeout_ms } => {
+                body.put_str(1, set).put_u32_be(3, *operation as u32).put_u32_be(4, *key).put_u32_be(5, *data);
+                if *timeout_ms > 0 {
+                    body.put_u64_be(6, *timeout_ms);
+                }
             }
             Expression::Fib { result, flags, register } => {
                 body.put_u32_be(1, *register).put_u32_be(2, *result).put_u32_be(3, *flags);
@@ -131,7 +163,7 @@ impl Expression {
             Expression::Reject { kind, code } => {
                 body.put_u32_be(1, *kind).put_u8(2, *code);
             }
-            Expression::Unknown(_) => {}
+            Expression::Nothing | Expression::Unknown(_) => {}
         }
     }
 
@@ -156,6 +188,21 @@ impl Expression {
                 (None, Some(register)) => Expression::MetaSet { key: number(2)?, register },
                 _ => return None,
             },
+            "ct" if number(4).is_none() && body.get(3).and_then(|it| it.u8()) == Some(DIRECTION_ORIGINAL) => {
+                Expression::ConnectionOriginal { key: number(2)?, register: register(1)? }
+            }
+            // A timeout of the set's own, or counters in elements, are not ours.
+            "dynset" if body.get(7).is_none() && body.get(10).is_none() => Expression::DynamicSet {
+                set: body.get(1)?.text()?.to_owned(),
+                operation: match number(3)? {
+                    1 => DynamicOperation::Update,
+                    2 => DynamicOperation::Delete,
+                    _ => return None,
+                },
+                key: register(4)?,
+                data: register(5)?,
+                timeout_ms: body.get(6).and_then(|it| it.u64_be()).unwrap_or(0),
+            },
             "ct" if number(3).is_none() && number(4).is_none() && body.get(3).is_none() => {
                 Expression::Connection { key: number(2)?, register: register(1)? }
             }
@@ -163,6 +210,8 @@ impl Expression {
             "bitwise" if number(6).unwrap_or(0) == 0 => {
                 Expression::Bitwise { source: register(1)?, target: register(2)?, mask: value(4)?, flip: value(5)? }
             }
+            // Source, target, operation, length, and the size of what is turned round.
+            "byteorder" if register(1) == register(2) && number(4)? < number(5)? => Expression::Nothing,
             "cmp" => {
                 let is_equal = match number(2)? {
                     0 => true,

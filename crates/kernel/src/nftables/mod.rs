@@ -3,6 +3,7 @@
 //! It writes and reads the kernel's own messages and never runs `nft`. It touches only the tables that
 //! `layout` names as ours. A transaction is atomic: packets meet the old rules or the new ones.
 
+mod composite;
 mod constants;
 mod decode;
 mod encode;

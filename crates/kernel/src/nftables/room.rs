@@ -1,15 +1,15 @@
 //! Observe and apply.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use nix::errno::Errno;
 use portolan_net::Family;
-use portolan_program::nftables::{Change, Program, SetKind, TableKey, blank, diff, sort_balancing};
+use portolan_program::nftables::{Change, Key, Name, Program, SetKind, TableKey, blank, diff, sort_balancing};
 
 use super::constants::{GET_CHAIN, GET_ELEMENT, GET_RULE, GET_SET, GET_TABLE, HEADER_LENGTH, element, rule, set};
 use super::decode::{self, ElementReader};
-use super::encode::{Encoded, batch_frame, encode, remove_rule, start};
+use super::encode::{Encoded, batch_frame, encode, forget_client, remove_rule, start};
 use crate::error::KernelError;
 use crate::rawnetlink::{DumpPart, MessageBuilder, OwnedMessage, Protocol, Socket};
 
@@ -85,16 +85,15 @@ impl NftablesRoom {
         let mut start = 0;
         while start < changes.len() {
             let rest = changes.get(start..).unwrap_or_default();
-            let is_removal = |change: &Change| matches!(change, Change::RemoveRule(..));
-            let removals = rest.iter().take_while(|change| is_removal(change)).count();
-            let others = rest.iter().take_while(|change| !is_removal(change)).count();
-            let end = start + if removals > 0 { removals } else { others.min(TRANSACTION_CHANGES_MAX) };
-            if removals > 0 {
-                self.remove_rules(start..end, changes, &mut failed);
-            } else {
-                self.apply_some((start..end).collect(), changes, &mut failed);
+            let turn = rest.first().map(Turn::of);
+            let alike = rest.iter().take_while(|change| Some(Turn::of(change)) == turn).count();
+            let range = start..start + alike.min(TRANSACTION_CHANGES_MAX);
+            start = range.end;
+            match turn {
+                Some(Turn::RemoveRules) => self.remove_rules(range, changes, &mut failed),
+                Some(Turn::ForgetClients) => self.forget_clients(range, changes, &mut failed),
+                Some(Turn::Others) | None => self.apply_some(range.collect(), changes, &mut failed),
             }
-            start = end;
         }
         failed.sort_by_key(|(index, _)| *index);
         Report { messages: self.socket.sent() - before, failed }
@@ -138,6 +137,56 @@ impl NftablesRoom {
             let error = errors.into_iter().next().map_or(KernelError::Malformed("no reason"), |(_, error)| error);
             failed.extend(messages.iter().map(|message| (message.changes.start, error.clone())));
         }
+    }
+
+    /// Takes clients of endpoints that are gone out of the maps that packets filled. Who is remembered is read
+    /// first, once for each map. A client that is missed is refused by the rules, and forgotten then.
+    fn forget_clients(&mut self, range: Range<usize>, all: &[Change], failed: &mut Vec<(usize, KernelError)>) {
+        let mut maps: BTreeMap<(TableKey, &Name), Vec<usize>> = BTreeMap::new();
+        for index in range {
+            if let Some(Change::ForgetClients { table, clients, .. }) = all.get(index) {
+                maps.entry((*table, clients)).or_default().push(index);
+            }
+        }
+        for ((table, clients), indices) in maps {
+            let gone: BTreeSet<Key> = indices.iter().filter_map(|index| endpoint_of(all.get(*index)?)).collect();
+            if let Err(error) = self.forget(table, clients, &gone) {
+                failed.extend(indices.into_iter().map(|index| (index, error.clone())));
+            }
+        }
+    }
+
+    fn forget(&mut self, table: TableKey, clients: &str, gone: &BTreeSet<Key>) -> Result<(), KernelError> {
+        let mut builder = start(GET_ELEMENT, 0, table.family);
+        builder.put_str(element::LIST_TABLE, table.name.as_str()).put_str(element::LIST_SET, clients);
+        let mut found = Vec::new();
+        self.socket.dump_each(builder.finish(), |part| match part {
+            DumpPart::Begin => found.clear(),
+            DumpPart::Object(message) => {
+                let list = message.attributes(HEADER_LENGTH);
+                found.extend(decode::clients_of(table.family, &list, gone));
+            }
+        })?;
+        let message = |(index, key): (usize, Vec<u8>)| forget_client(table, clients, &key, index);
+        let mut messages: Vec<Encoded> = found.into_iter().enumerate().map(message).collect();
+        for _ in 0..ROUNDS_MAX {
+            if messages.is_empty() {
+                return Ok(());
+            }
+            let Err(errors) = self.transaction(&messages) else { return Ok(()) };
+            // One whose time was over meanwhile is forgotten already.
+            let mut expired = BTreeSet::new();
+            for (position, error) in errors {
+                match (position, error.errno()) {
+                    (Some(position), Some(Errno::ENOENT)) => drop(expired.insert(position)),
+                    _ if is_conflict(&error) => {}
+                    _ => return Err(error),
+                }
+            }
+            let mut position = 0..;
+            messages.retain(|_| position.next().is_none_or(|position| !expired.contains(&position)));
+        }
+        Err(KernelError::Unstable(ROUNDS_MAX))
     }
 
     fn probe(&mut self, family: Family) -> Result<(), KernelError> {
@@ -185,7 +234,7 @@ impl NftablesRoom {
             for chain in table.chains.values_mut() {
                 sort_balancing(&mut chain.rules);
             }
-            for (name, into) in table.sets.iter_mut().filter(|(_, set)| set.kind != SetKind::Unknown) {
+            for (name, into) in table.sets.iter_mut().filter(|(_, set)| is_read(set.kind)) {
                 let mut builder = start(GET_ELEMENT, 0, key.family);
                 builder.put_str(element::LIST_TABLE, key.name.as_str()).put_str(element::LIST_SET, name);
                 let mut reader = ElementReader::new(key.family, into.kind);
@@ -272,11 +321,41 @@ impl NftablesRoom {
     }
 }
 
+/// How a change is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    RemoveRules,
+    ForgetClients,
+    Others,
+}
+
+impl Turn {
+    fn of(change: &Change) -> Turn {
+        match change {
+            Change::RemoveRule(..) => Turn::RemoveRules,
+            Change::ForgetClients { .. } => Turn::ForgetClients,
+            _ => Turn::Others,
+        }
+    }
+}
+
+fn endpoint_of(change: &Change) -> Option<Key> {
+    match change {
+        Change::ForgetClients { key, .. } => Some(*key),
+        _ => None,
+    }
+}
+
+/// Whether a set's elements are part of a program.
+fn is_read(kind: SetKind) -> bool {
+    kind != SetKind::Unknown && !kind.is_learned()
+}
+
 fn missing_feature(family: Family) -> String {
     format!(
         "use nftables for {family}: the kernel needs Linux 5.6 or newer with nf_tables and its expressions fib, ct, \
-         numgen, nat, masq and reject (CONFIG_NF_TABLES, CONFIG_NFT_FIB_INET, CONFIG_NFT_NUMGEN, CONFIG_NFT_NAT, \
-         CONFIG_NFT_MASQ, CONFIG_NFT_REJECT); load them with `modprobe nf_tables`, or choose another Services mode"
+         numgen, dynset, nat, masq and reject (CONFIG_NF_TABLES, CONFIG_NFT_FIB_INET, CONFIG_NFT_NUMGEN, \
+         CONFIG_NFT_NAT, CONFIG_NFT_MASQ, CONFIG_NFT_REJECT); load them with `modprobe nf_tables`, or choose another Services mode"
     )
 }
 

@@ -6,15 +6,20 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portolan_net::{Family, Protocol};
 use portolan_program::nftables::{KeyExpression, Match, Name, Rejection, Rule, Statement};
 
+use super::composite;
 use super::constants::{FAMILY_IPV4, FAMILY_IPV6, verdict};
 use super::expression::{Expression, FIRST_REGISTER};
 
 const NETWORK_HEADER: u32 = 1;
-const TRANSPORT_HEADER: u32 = 2;
+pub(super) const TRANSPORT_HEADER: u32 = 2;
 
-/// `NFT_META_MARK`, `NFT_META_L4PROTO`.
+/// `NFT_META_MARK`, `NFT_META_IIFNAME`, `NFT_META_L4PROTO`.
 const META_MARK: u32 = 3;
-const META_PROTOCOL: u32 = 16;
+const META_INTERFACE: u32 = 6;
+pub(super) const META_PROTOCOL: u32 = 16;
+
+/// `IFNAMSIZ`: names are shorter, and the rest is NUL.
+const INTERFACE_LENGTH: usize = 16;
 
 /// `NFT_CT_STATE`, `NFT_CT_STATUS`, and the bits `IP_CT_NEW` (as state mask) and `IPS_DST_NAT`.
 const CONNECTION_STATE: u32 = 0;
@@ -22,8 +27,9 @@ const CONNECTION_STATUS: u32 = 2;
 const STATE_NEW: u32 = 8;
 const STATUS_DESTINATION_NAT: u32 = 32;
 
-/// `NFT_FIB_RESULT_ADDRTYPE`, `NFTA_FIB_F_DADDR`, `RTN_LOCAL`.
+/// `NFT_FIB_RESULT_ADDRTYPE`, `NFTA_FIB_F_SADDR`, `NFTA_FIB_F_DADDR`, `RTN_LOCAL`.
 const FIB_ADDRESS_TYPE: u32 = 3;
+const FIB_SOURCE: u32 = 1;
 const FIB_DESTINATION: u32 = 2;
 const ROUTE_LOCAL: u32 = 2;
 
@@ -44,28 +50,27 @@ pub(super) fn to_expressions(family: Family, rule: &Rule) -> Vec<Expression> {
     list
 }
 
-fn source(family: Family) -> (u32, u32) {
+pub(super) fn source(family: Family) -> (u32, u32) {
     match family {
         Family::V4 => (12, 4),
         Family::V6 => (8, 16),
     }
 }
 
-fn destination(family: Family) -> (u32, u32) {
+pub(super) fn destination(family: Family) -> (u32, u32) {
     match family {
         Family::V4 => (16, 4),
         Family::V6 => (24, 16),
     }
 }
 
-fn load_address((offset, length): (u32, u32), register: u32) -> Expression {
+pub(super) fn load_address((offset, length): (u32, u32), register: u32) -> Expression {
     Expression::Payload { base: NETWORK_HEADER, offset, length, register }
 }
 
 /// Loads a key and returns the register behind it.
-fn write_key(family: Family, key: KeyExpression, list: &mut Vec<Expression>) -> u32 {
+pub(super) fn write_key(family: Family, key: KeyExpression, mut register: u32, list: &mut Vec<Expression>) -> u32 {
     let words = destination(family).1 / 4;
-    let mut register = FIRST_REGISTER;
     match key {
         KeyExpression::Source => list.push(load_address(source(family), register)),
         KeyExpression::Destination => list.push(load_address(destination(family), register)),
@@ -73,6 +78,12 @@ fn write_key(family: Family, key: KeyExpression, list: &mut Vec<Expression>) -> 
             list.push(load_address(source(family), register));
             register += words;
             list.push(load_address(destination(family), register));
+        }
+        KeyExpression::FrontendSource | KeyExpression::NodePortSource => {
+            let is_address = key == KeyExpression::FrontendSource;
+            let frontend = if is_address { KeyExpression::Frontend } else { KeyExpression::NodePort };
+            register = write_key(family, frontend, register, list);
+            list.push(load_address(source(family), register));
         }
         KeyExpression::Frontend | KeyExpression::NodePort => {
             if key == KeyExpression::Frontend {
@@ -105,7 +116,7 @@ fn write_match(family: Family, condition: &Match, list: &mut Vec<Expression>) {
     let register = FIRST_REGISTER;
     match condition {
         Match::Set { key, set, inside } => {
-            write_key(family, *key, list);
+            write_key(family, *key, register, list);
             list.push(Expression::Lookup { set: set.to_string(), source: register, target: None, inverted: !inside });
         }
         Match::Destination { prefix, inside } => {
@@ -120,6 +131,19 @@ fn write_match(family: Family, condition: &Match, list: &mut Vec<Expression>) {
         Match::DestinationIsLocal => {
             list.push(Expression::Fib { result: FIB_ADDRESS_TYPE, flags: FIB_DESTINATION, register });
             list.push(compare(true, number(ROUTE_LOCAL)));
+        }
+        Match::SourceIsLocal { inside } => {
+            list.push(Expression::Fib { result: FIB_ADDRESS_TYPE, flags: FIB_SOURCE, register });
+            list.push(compare(*inside, number(ROUTE_LOCAL)));
+        }
+        Match::Interface { name, is_prefix, inside } => {
+            list.push(Expression::Meta { key: META_INTERFACE, register });
+            let mut bytes = name.as_bytes().to_vec();
+            bytes.truncate(INTERFACE_LENGTH - 1);
+            if !is_prefix {
+                bytes.resize(INTERFACE_LENGTH, 0);
+            }
+            list.push(compare(*inside, bytes));
         }
         Match::Mark(bits) => {
             list.push(Expression::Meta { key: META_MARK, register });
@@ -144,11 +168,10 @@ fn write_match(family: Family, condition: &Match, list: &mut Vec<Expression>) {
 }
 
 fn write_statement(family: Family, statement: &Statement, list: &mut Vec<Expression>) {
-    let register = FIRST_REGISTER;
     let mut set_mark = |mask: u32, flip: u32| {
-        list.push(Expression::Meta { key: META_MARK, register });
+        list.push(Expression::Meta { key: META_MARK, register: FIRST_REGISTER });
         list.push(mask_number(mask, flip));
-        list.push(Expression::MetaSet { key: META_MARK, register });
+        list.push(Expression::MetaSet { key: META_MARK, register: FIRST_REGISTER });
     };
     match statement {
         Statement::SetMark(bits) => set_mark(!bits, *bits),
@@ -160,13 +183,9 @@ fn write_statement(family: Family, statement: &Statement, list: &mut Vec<Express
             list.push(Expression::Verdict { code: verdict::GOTO, chain: Some(chain.to_string()) });
         }
         Statement::Return => list.push(Expression::Verdict { code: verdict::RETURN, chain: None }),
-        Statement::Balance { key, slots, offset, map } => {
-            let slot = write_key(family, *key, list);
-            list.push(Expression::Random { register: slot, modulus: *slots, offset: *offset });
-            let target = Some(register);
-            list.push(Expression::Lookup { set: map.to_string(), source: register, target, inverted: false });
-            let port = register + destination(family).1 / 4;
-            list.push(Expression::DestinationNat { family: number_of(family), address: register, port });
+        Statement::Drop => list.push(Expression::Verdict { code: verdict::DROP, chain: None }),
+        Statement::Balance { .. } | Statement::Keep { .. } | Statement::Remember(_) | Statement::Forget(_) => {
+            list.extend(composite::write(family, statement));
         }
         Statement::Masquerade => list.push(Expression::Masquerade { flags: FULLY_RANDOM }),
         Statement::Reject(Rejection::TcpReset) => list.push(Expression::Reject { kind: REJECT_TCP_RESET, code: 0 }),
@@ -178,7 +197,7 @@ fn write_statement(family: Family, statement: &Statement, list: &mut Vec<Express
     }
 }
 
-fn number_of(family: Family) -> u32 {
+pub(super) fn number_of(family: Family) -> u32 {
     match family {
         Family::V4 => FAMILY_IPV4.into(),
         Family::V6 => FAMILY_IPV6.into(),
@@ -205,7 +224,11 @@ pub(super) fn from_expressions(family: Family, mut list: &[Expression]) -> Rule 
     let mut rule = Rule::default();
     while let Some(first) = list.first() {
         // `counter` does nothing to a packet, but `nft` users add it: then the rule is not ours.
-        if rule.statements.is_empty()
+        if let Some((statement, rest)) = composite::read(family, list) {
+            // These begin with conditions.
+            rule.statements.push(statement);
+            list = rest;
+        } else if rule.statements.is_empty()
             && let Some((condition, rest)) = read_match(family, list)
         {
             rule.matches.push(condition);
@@ -222,8 +245,11 @@ pub(super) fn from_expressions(family: Family, mut list: &[Expression]) -> Rule 
 }
 
 /// Reads a key: the condition's kind, and what follows.
-fn read_key(family: Family, list: &[Expression]) -> Option<(KeyExpression, u32, &[Expression])> {
+fn read_key(family: Family, list: &[Expression]) -> Option<(KeyExpression, &[Expression])> {
+    // Those that begin like another come first.
     let keys = [
+        KeyExpression::FrontendSource,
+        KeyExpression::NodePortSource,
         KeyExpression::Frontend,
         KeyExpression::NodePort,
         KeyExpression::AddressPair,
@@ -232,20 +258,26 @@ fn read_key(family: Family, list: &[Expression]) -> Option<(KeyExpression, u32, 
     ];
     keys.into_iter().find_map(|key| {
         let mut wanted = Vec::new();
-        let register = write_key(family, key, &mut wanted);
-        list.strip_prefix(wanted.as_slice()).map(|rest| (key, register, rest))
+        write_key(family, key, FIRST_REGISTER, &mut wanted);
+        list.strip_prefix(wanted.as_slice()).map(|rest| (key, rest))
     })
 }
 
 fn read_match(family: Family, list: &[Expression]) -> Option<(Match, &[Expression])> {
-    for fixed in [Match::DestinationIsLocal, Match::DestinationTranslated, Match::NewConnection] {
+    for fixed in [
+        Match::DestinationIsLocal,
+        Match::SourceIsLocal { inside: true },
+        Match::SourceIsLocal { inside: false },
+        Match::DestinationTranslated,
+        Match::NewConnection,
+    ] {
         let mut wanted = Vec::new();
         write_match(family, &fixed, &mut wanted);
         if let Some(rest) = list.strip_prefix(wanted.as_slice()) {
             return Some((fixed, rest));
         }
     }
-    if let Some((key, _, [Expression::Lookup { set, source: FIRST_REGISTER, target: None, inverted }, rest @ ..])) =
+    if let Some((key, [Expression::Lookup { set, source: FIRST_REGISTER, target: None, inverted }, rest @ ..])) =
         read_key(family, list)
     {
         return Some((Match::Set { key, set: Name::from(set.as_str()), inside: !inverted }, rest));
@@ -257,6 +289,16 @@ fn read_match(family: Family, list: &[Expression]) -> Option<(Match, &[Expressio
             Expression::Compare { register: FIRST_REGISTER, is_equal: true, value },
             rest @ ..,
         ] if mask == value && *flip == number(0) => Some((Match::Mark(read_number(mask)?), rest)),
+        [
+            Expression::Meta { key: META_INTERFACE, register: FIRST_REGISTER },
+            Expression::Compare { register: FIRST_REGISTER, is_equal, value },
+            rest @ ..,
+        ] => {
+            let is_prefix = value.len() < INTERFACE_LENGTH;
+            let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
+            let name = std::str::from_utf8(value.get(..end)?).ok()?.to_owned();
+            Some((Match::Interface { name, is_prefix, inside: *is_equal }, rest))
+        }
         [
             Expression::Meta { key: META_PROTOCOL, register: FIRST_REGISTER },
             Expression::Compare { register: FIRST_REGISTER, is_equal: true, value },
@@ -317,17 +359,13 @@ fn read_destination(family: Family, list: &[Expression]) -> Option<(Match, &[Exp
 }
 
 fn read_statement(family: Family, list: &[Expression]) -> Option<(Statement, &[Expression])> {
-    if let Some((key, slot, rest)) = read_key(family, list)
-        && let Some(found) = read_balance(family, key, slot, rest)
-    {
-        return Some(found);
-    }
     match list {
         [Expression::Verdict { code, chain }, rest @ ..] => {
             let statement = match (*code, chain) {
                 (verdict::JUMP, Some(chain)) => Statement::Jump(chain.as_str().into()),
                 (verdict::GOTO, Some(chain)) => Statement::Goto(chain.as_str().into()),
                 (verdict::RETURN, None) => Statement::Return,
+                (verdict::DROP, None) => Statement::Drop,
                 _ => return None,
             };
             Some((statement, rest))
@@ -356,27 +394,6 @@ fn read_statement(family: Family, list: &[Expression]) -> Option<(Statement, &[E
     }
 }
 
-fn read_balance(
-    family: Family,
-    key: KeyExpression,
-    slot: u32,
-    list: &[Expression],
-) -> Option<(Statement, &[Expression])> {
-    let [
-        Expression::Random { register, modulus, offset },
-        Expression::Lookup { set, source: FIRST_REGISTER, target: Some(FIRST_REGISTER), inverted: false },
-        Expression::DestinationNat { family: nat_family, address: FIRST_REGISTER, port },
-        rest @ ..,
-    ] = list
-    else {
-        return None;
-    };
-    let is_ours =
-        *register == slot && *nat_family == number_of(family) && *port == FIRST_REGISTER + destination(family).1 / 4;
-    let map = Name::from(set.as_str());
-    is_ours.then_some((Statement::Balance { key, slots: *modulus, offset: *offset, map }, rest))
-}
-
 fn read_number(bytes: &[u8]) -> Option<u32> {
     <[u8; 4]>::try_from(bytes).ok().map(u32::from_ne_bytes)
 }
@@ -384,6 +401,7 @@ fn read_number(bytes: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use portolan_program::nftables::Learned;
     use proptest::prelude::*;
 
     fn any_key() -> impl Strategy<Value = KeyExpression> {
@@ -393,6 +411,8 @@ mod tests {
             KeyExpression::AddressPair,
             KeyExpression::Source,
             KeyExpression::Destination,
+            KeyExpression::FrontendSource,
+            KeyExpression::NodePortSource,
         ])
     }
 
@@ -413,29 +433,49 @@ mod tests {
             (any_key(), name(), any::<bool>()).prop_map(|(key, set, inside)| Match::Set { key, set, inside }),
             (any_prefix(family), any::<bool>()).prop_map(|(prefix, inside)| Match::Destination { prefix, inside }),
             Just(Match::DestinationIsLocal),
+            any::<bool>().prop_map(|inside| Match::SourceIsLocal { inside }),
+            ("[a-z0-9.@-]{1,15}", any::<[bool; 2]>()).prop_map(|(name, [is_prefix, inside])| Match::Interface {
+                name,
+                is_prefix,
+                inside
+            }),
             Just(Match::DestinationTranslated),
             Just(Match::NewConnection),
             any::<u32>().prop_map(Match::Mark),
             prop::sample::select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Icmp])
                 .prop_map(Match::Protocol),
         ];
-        let balanced = prop::sample::select(vec![KeyExpression::Frontend, KeyExpression::NodePort]);
-        let statement = prop_oneof![
-            name().prop_map(Statement::Jump),
-            name().prop_map(Statement::Goto),
-            Just(Statement::Return),
-            (1..u32::MAX).prop_map(Statement::SetMark),
-            (1..u32::MAX).prop_map(Statement::ClearMark),
-            (balanced, 1u32..100, any::<u32>(), name()).prop_map(|(key, slots, offset, map)| Statement::Balance {
-                key,
-                slots,
-                offset,
-                map
-            }),
-            Just(Statement::Masquerade),
-            Just(Statement::Reject(Rejection::TcpReset)),
-            Just(Statement::Reject(Rejection::PortUnreachable)),
-        ];
+        let frontend = || prop::sample::select(vec![KeyExpression::Frontend, KeyExpression::NodePort]);
+        let protocols = vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+        let learned = move || {
+            (frontend(), prop::sample::select(protocols.clone()), 1u32..86_401, name(), name(), name()).prop_map(
+                |(key, protocol, seconds, timeouts, endpoints, clients)| Learned {
+                    key,
+                    protocol,
+                    seconds,
+                    timeouts,
+                    endpoints,
+                    clients,
+                },
+            )
+        };
+        let statement =
+            prop_oneof![
+                name().prop_map(Statement::Jump),
+                name().prop_map(Statement::Goto),
+                Just(Statement::Return),
+                Just(Statement::Drop),
+                (1..u32::MAX).prop_map(Statement::SetMark),
+                (1..u32::MAX).prop_map(Statement::ClearMark),
+                (frontend(), 1u32..100, any::<u32>(), name())
+                    .prop_map(|(key, slots, offset, map)| Statement::Balance { key, slots, offset, map }),
+                (frontend(), name()).prop_map(|(key, clients)| Statement::Keep { key, clients }),
+                learned().prop_map(Statement::Remember),
+                learned().prop_map(Statement::Forget),
+                Just(Statement::Masquerade),
+                Just(Statement::Reject(Rejection::TcpReset)),
+                Just(Statement::Reject(Rejection::PortUnreachable)),
+            ];
         (prop::collection::vec(condition, 0..5), prop::collection::vec(statement, 1..4))
             .prop_map(|(matches, statements)| Rule { matches, statements, ..Rule::default() })
     }

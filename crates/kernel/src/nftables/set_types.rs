@@ -4,7 +4,7 @@
 //! numbers and user data that it keeps for those who list the set.
 
 use portolan_net::Family;
-use portolan_program::nftables::SetKind;
+use portolan_program::nftables::{CLIENTS_MAX, SetKind};
 
 use super::constants::{kind, set};
 
@@ -17,6 +17,10 @@ pub(super) struct SetLayout {
     /// 0 where there are no values.
     pub(super) data_type: u32,
     pub(super) data_length: u32,
+    /// The most elements, where packets add them.
+    pub(super) size: Option<u32>,
+    /// The lengths of a key's fields, where they are intervals each.
+    pub(super) fields: Vec<u32>,
     pub(super) user_data: Vec<u8>,
 }
 
@@ -26,20 +30,33 @@ pub(super) fn set_layout(family: Family, of: SetKind) -> SetLayout {
         Family::V4 => (kind::IPV4_ADDRESS, 4),
         Family::V6 => (kind::IPV6_ADDRESS, 16),
     };
-    let (types, key_length): (Vec<u32>, u32) = match of {
-        SetKind::Frontends => (vec![address, kind::PROTOCOL, kind::SERVICE], length + 8),
-        SetKind::NodePorts => (vec![kind::PROTOCOL, kind::SERVICE], 8),
-        SetKind::FrontendSlots => (vec![address, kind::PROTOCOL, kind::SERVICE, kind::INTEGER], length + 12),
-        SetKind::NodePortSlots => (vec![kind::PROTOCOL, kind::SERVICE, kind::INTEGER], 12),
-        SetKind::AddressPairs => (vec![address, address], length * 2),
-        SetKind::Prefixes | SetKind::Unknown => (vec![address], length),
+    let types: Vec<(u32, u32)> = {
+        let (address, protocol, port) = ((address, length), (kind::PROTOCOL, 1), (kind::SERVICE, 2));
+        let number = (kind::INTEGER, 4);
+        match of {
+            SetKind::Frontends => vec![address, protocol, port],
+            SetKind::NodePorts => vec![protocol, port],
+            SetKind::FrontendSlots | SetKind::FrontendNumbers => vec![address, protocol, port, number],
+            SetKind::NodePortSlots | SetKind::NodePortNumbers => vec![protocol, port, number],
+            SetKind::AddressPairs => vec![address, address],
+            SetKind::Addresses | SetKind::Prefixes | SetKind::Unknown => vec![address],
+            SetKind::FrontendSources => vec![address, protocol, port, address],
+            SetKind::NodePortSources => vec![protocol, port, address],
+            SetKind::FrontendEndpoints => vec![address, protocol, port, address, port],
+            SetKind::NodePortEndpoints => vec![protocol, port, address, port],
+            SetKind::FrontendClients => vec![address, address, protocol, port],
+            SetKind::NodePortClients => vec![address, protocol, port],
+        }
     };
+    let numbers: Vec<u32> = types.iter().map(|(number, _)| *number).collect();
     let mut layout = SetLayout {
         flags: 0,
-        key_type: concatenated(&types),
-        key_length,
+        key_type: concatenated(&numbers),
+        key_length: types.iter().map(|(_, length)| length.next_multiple_of(4)).sum(),
         data_type: 0,
         data_length: 0,
+        size: None,
+        fields: Vec::new(),
         user_data: Vec::new(),
     };
     if of.is_map() {
@@ -47,8 +64,16 @@ pub(super) fn set_layout(family: Family, of: SetKind) -> SetLayout {
         layout.data_type = concatenated(&[address, kind::SERVICE]);
         layout.data_length = length + 4;
     }
-    if of == SetKind::Prefixes {
+    if of.is_learned() {
+        layout.flags |= set::FLAG_DYNAMIC | set::FLAG_TIMEOUT;
+        layout.size = Some(CLIENTS_MAX);
+    }
+    if of.is_interval() {
         layout.flags |= set::FLAG_INTERVAL;
+        if types.len() > 1 {
+            layout.flags |= set::FLAG_CONCATENATED;
+            layout.fields = types.iter().map(|(_, length)| *length).collect();
+        }
     }
     layout.user_data = user_data(family, of);
     layout
@@ -56,21 +81,13 @@ pub(super) fn set_layout(family: Family, of: SetKind) -> SetLayout {
 
 /// The kind of set that is laid out so, and is not printed in a way that `nft` cannot read.
 pub(super) fn kind_of(family: Family, flags: u32, key: (u32, u32), data: (u32, u32)) -> SetKind {
-    let kinds = [
-        SetKind::Frontends,
-        SetKind::NodePorts,
-        SetKind::FrontendSlots,
-        SetKind::NodePortSlots,
-        SetKind::AddressPairs,
-        SetKind::Prefixes,
-    ];
     let is_so = |of: &SetKind| {
         let layout = set_layout(family, *of);
         layout.flags == flags
             && (layout.key_type, layout.key_length) == key
             && (layout.data_type, layout.data_length) == data
     };
-    kinds.into_iter().find(is_so).unwrap_or(SetKind::Unknown)
+    SetKind::ALL.into_iter().find(is_so).unwrap_or(SetKind::Unknown)
 }
 
 /// `nft` numbers a concatenation by its parts, six bits each (`TYPE_BITS`).
@@ -116,10 +133,9 @@ fn user_data(family: Family, of: SetKind) -> Vec<u8> {
         SetKind::Prefixes => item(0, &network_byte_order.to_ne_bytes()),
         _ => item(0, &0u32.to_ne_bytes()),
     };
-    if !of.is_map() {
-        return bytes;
+    if of.is_map() {
+        bytes.extend(item(1, &0u32.to_ne_bytes()));
     }
-    bytes.extend(item(1, &0u32.to_ne_bytes()));
     let (address_header, address_field) = match family {
         Family::V4 => (HEADER_IPV4, FIELD_IPV4_DESTINATION),
         Family::V6 => (HEADER_IPV6, FIELD_IPV6_DESTINATION),
@@ -127,14 +143,24 @@ fn user_data(family: Family, of: SetKind) -> Vec<u8> {
     let address = field(address_header, address_field);
     let port = field(HEADER_TRANSPORT, FIELD_TRANSPORT_DESTINATION);
     let mut key = vec![expression(EXPRESSION_META, &item(0, &META_PROTOCOL.to_ne_bytes())), port.clone(), slot()];
-    if of == SetKind::FrontendSlots {
+    if matches!(of, SetKind::FrontendSlots | SetKind::FrontendNumbers) {
         key.insert(0, address.clone());
     }
-    bytes.extend(item(3, &concatenation(&key)));
-    bytes.extend(item(4, &concatenation(&[address, port])));
-    // Values are no intervals.
-    bytes.extend(item(6, &0u32.to_ne_bytes()));
+    if has_numbers(of) {
+        bytes.extend(item(3, &concatenation(&key)));
+        if of.is_map() {
+            bytes.extend(item(4, &concatenation(&[address, port])));
+        }
+    }
+    if of.is_map() {
+        // Values are no intervals.
+        bytes.extend(item(6, &0u32.to_ne_bytes()));
+    }
     bytes
+}
+
+fn has_numbers(of: SetKind) -> bool {
+    matches!(of, SetKind::FrontendSlots | SetKind::NodePortSlots | SetKind::FrontendNumbers | SetKind::NodePortNumbers)
 }
 
 /// `enum expr_types`, `enum proto_desc_id`, and the fields' numbers in `src/proto.c`.

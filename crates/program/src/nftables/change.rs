@@ -30,12 +30,12 @@ pub enum Change {
     },
     /// Replaces all rules of a chain.
     WriteRules(TableKey, Name, Vec<Rule>),
-    /// Adds a balancing rule to a chain. Their order means nothing, since no frontend has slots of two.
+    /// Adds a rule whose order means nothing: one that balances over a number of backends.
     ///
     /// The kernel walks a whole map when a chain that does not refer to it yet gets a rule that does:
     /// 12 ms for 100,000 elements. One rule more in a chain that keeps its other rules costs nothing.
     AddRule(TableKey, Name, Rule),
-    /// Removes a balancing rule from a chain.
+    /// Removes such a rule from a chain.
     RemoveRule(TableKey, Name, Rule),
     /// Removes an element.
     RemoveElement {
@@ -50,6 +50,16 @@ pub enum Change {
     DeleteChain(TableKey, Name),
     /// Deletes a set that no rule refers to any more.
     DeleteSet(TableKey, Name),
+    /// Takes clients out of a map that packets fill: those that are remembered for this endpoint of this
+    /// frontend. Its rules drop what they still send there.
+    ForgetClients {
+        /// The table.
+        table: TableKey,
+        /// The map.
+        clients: Name,
+        /// Frontend and endpoint.
+        key: Key,
+    },
 }
 
 /// The order of changes: what is referred to is made first and removed last, and traffic is sent to
@@ -75,11 +85,13 @@ pub enum Phase {
     Empty,
     /// Chains and sets that nothing needs.
     Delete,
+    /// What packets left behind.
+    Forget,
 }
 
 impl Phase {
     /// All of them, in their order.
-    pub const ALL: [Phase; 9] = [
+    pub const ALL: [Phase; 10] = [
         Phase::Clear,
         Phase::Create,
         Phase::Rules,
@@ -89,20 +101,23 @@ impl Phase {
         Phase::Withdraw,
         Phase::Empty,
         Phase::Delete,
+        Phase::Forget,
     ];
 
-    /// When elements with keys of this kind are added or replaced.
-    pub(super) fn of_put(key: &Key) -> Phase {
-        if is_dispatch(key) { Phase::Dispatch } else { Phase::Fill }
+    /// When elements of a set are added or replaced.
+    pub(super) fn of_put(set: &str) -> Phase {
+        if super::layout::is_gate(set) { Phase::Dispatch } else { Phase::Fill }
     }
 
     /// When they are removed.
-    pub(super) fn of_removal(key: &Key) -> Phase {
-        match key {
-            // An interval must be gone before one that overlaps it comes.
-            Key::Prefix(_) => Phase::Fill,
-            key if is_dispatch(key) => Phase::Withdraw,
-            _ => Phase::Empty,
+    pub(super) fn of_removal(set: &str, key: &Key) -> Phase {
+        if key.is_interval() {
+            // It must be gone before one that overlaps it comes.
+            Phase::Fill
+        } else if super::layout::is_gate(set) {
+            Phase::Withdraw
+        } else {
+            Phase::Empty
         }
     }
 }
@@ -113,11 +128,12 @@ impl Change {
         match self {
             Change::DeleteTable(_) => Phase::Clear,
             Change::CreateTable(_) | Change::CreateSet(..) | Change::CreateChain(..) => Phase::Create,
-            Change::PutElement { key, .. } => Phase::of_put(key),
+            Change::PutElement { set, .. } => Phase::of_put(set),
             Change::WriteRules(_, chain, _) if super::layout::is_base(chain) => Phase::Hook,
             Change::WriteRules(..) | Change::AddRule(..) => Phase::Rules,
-            Change::RemoveElement { key, .. } => Phase::of_removal(key),
+            Change::RemoveElement { set, key, .. } => Phase::of_removal(set, key),
             Change::RemoveRule(..) | Change::DeleteChain(..) | Change::DeleteSet(..) => Phase::Delete,
+            Change::ForgetClients { .. } => Phase::Forget,
         }
     }
 
@@ -133,48 +149,42 @@ impl Change {
             | Change::AddRule(table, ..)
             | Change::RemoveRule(table, ..)
             | Change::RemoveElement { table, .. }
+            | Change::ForgetClients { table, .. }
             | Change::DeleteChain(table, _)
             | Change::DeleteSet(table, _) => *table,
         }
     }
 }
 
-/// Whether packets are sent somewhere because of this element.
-fn is_dispatch(key: &Key) -> bool {
-    match key {
-        Key::Frontend(..) | Key::NodePort(..) => true,
-        Key::FrontendSlot(..) | Key::NodePortSlot(..) | Key::AddressPair(..) | Key::Prefix(_) => false,
-    }
-}
-
-/// Brings balancing rules at the end of a chain into the order in which a program has them. In the
-/// kernel they stand as they were added.
+/// Brings rules at the end of a chain whose order means nothing into the order in which a program has them.
+/// In the kernel they stand as they were added.
 pub fn sort_balancing(rules: &mut [Rule]) {
-    let head = rules.iter().take_while(|rule| slots_of(rule).is_none()).count();
+    let head = rules.iter().take_while(|rule| place_of(rule).is_none()).count();
     if let Some(tail) = rules.get_mut(head..)
-        && tail.iter().all(|rule| slots_of(rule).is_some())
+        && tail.iter().all(|rule| place_of(rule).is_some())
     {
-        tail.sort_by_key(slots_of);
+        tail.sort_by_key(place_of);
     }
 }
 
-/// How many slots a rule balances over, if that is all that it does.
-fn slots_of(rule: &Rule) -> Option<(u32, u32)> {
+/// Where a rule stands among those whose order means nothing: no frontend has slots of two numbers of backends.
+fn place_of(rule: &Rule) -> Option<(u32, u32)> {
     match (rule.matches.as_slice(), rule.statements.as_slice()) {
         ([], [Statement::Balance { slots, offset, .. }]) => Some((*slots, *offset)),
         _ => None,
     }
 }
 
-/// The changes that make one list of rules of another: single balancing rules, if nothing else differs.
+/// The changes that make one list of rules of another: single rules whose order means
+/// nothing, if nothing else differs.
 pub(super) fn rule_changes(table: TableKey, chain: &Name, old: &[Rule], new: &[Rule], changes: &mut Vec<Change>) {
     let is_same = |a: &[Rule], b: &[Rule]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.is_same(b));
     if is_same(old, new) {
         return;
     }
-    let head = |rules: &[Rule]| rules.iter().take_while(|rule| slots_of(rule).is_none()).count();
+    let head = |rules: &[Rule]| rules.iter().take_while(|rule| place_of(rule).is_none()).count();
     let ((old_head, old_tail), (new_head, new_tail)) = (old.split_at(head(old)), new.split_at(head(new)));
-    if !is_same(old_head, new_head) || old_tail.iter().any(|rule| slots_of(rule).is_none()) {
+    if !is_same(old_head, new_head) || old_tail.iter().any(|rule| place_of(rule).is_none()) {
         changes.push(Change::WriteRules(table, chain.clone(), new.to_vec()));
         return;
     }
@@ -236,6 +246,8 @@ impl Program {
                     set.elements.remove(key);
                 }
             }
+            // What packets put into maps is no part of a program.
+            Change::ForgetClients { .. } => {}
             Change::DeleteChain(table, name) => {
                 self.tables.get_mut(table).and_then(|table: &mut Table| table.chains.remove(name));
             }

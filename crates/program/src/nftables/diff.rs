@@ -69,10 +69,10 @@ impl SetPair<'_> {
         let nothing = OrdMap::new();
         let old = self.old.unwrap_or(&nothing);
         let Some(key) = old.keys().next().or_else(|| self.new.keys().next()) else { return };
-        if Phase::of_removal(key) == phase {
+        if Phase::of_removal(self.name, key) == phase {
             removals(self.table, self.name, old, self.new, visit);
         }
-        if Phase::of_put(key) == phase {
+        if Phase::of_put(self.name) == phase {
             puts(self.table, self.name, old, self.new, visit);
         }
     }
@@ -91,6 +91,9 @@ impl<'a> Differences<'a> {
             let seen = observed.sets.get(name);
             if seen.is_none() {
                 changes.push(Change::CreateSet(key, name.clone(), set.kind));
+            }
+            if set.kind.is_learned() {
+                continue;
             }
             self.sets.push(SetPair { table: key, name, old: seen.map(|seen| &seen.elements), new: &set.elements });
         }

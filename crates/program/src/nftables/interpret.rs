@@ -10,10 +10,10 @@ use ipnet::IpNet;
 use portolan_net::{Origin, Packet, Port};
 use serde::{Deserialize, Serialize};
 
-use super::compile::contains;
 use super::render::{render_match, render_statement};
 use super::{
-    Chain, ChainKind, Hook, Key, KeyExpression, Match, Name, Program, Rejection, Rule, Statement, Table, TableKey,
+    Chain, ChainKind, Element, Hook, Key, KeyExpression, Learned, Match, Name, Program, Rejection, Rule, Set, SetKind,
+    Statement, Table, TableKey,
 };
 
 /// The deepest nesting of jumps that the kernel allows (`NFT_JUMP_STACK_SIZE`).
@@ -34,6 +34,10 @@ pub struct Environment {
     pub established: bool,
     /// Whether the connection's destination was translated at an earlier hook.
     pub destination_translated: bool,
+    /// Where the connection went before that. The packet's own destination where it is not given.
+    pub original_destination: Option<SocketAddr>,
+    /// The endpoint at which the kernel keeps this client of this frontend, if it remembers one.
+    pub remembered: Option<SocketAddr>,
 }
 
 /// Which of several backends is taken, where the kernel chooses at random.
@@ -123,6 +127,13 @@ pub enum What {
     NoSourceAddress,
     /// The packet was refused.
     Rejected(Rejection),
+    /// The packet was dropped: why, as the rule says.
+    Dropped(String),
+    /// The client keeps its endpoint for so long.
+    Remembered {
+        /// How long.
+        seconds: u32,
+    },
     /// A statement that is not ours was passed over.
     NotUnderstood(String),
 }
@@ -136,6 +147,8 @@ impl fmt::Display for What {
             What::Masqueraded { from, to } => write!(f, "src {from} ⇒ {to}"),
             What::NoSourceAddress => f.write_str("dropped: the interface has no address of this family"),
             What::Rejected(Rejection::TcpReset) => f.write_str("refused with a TCP reset"),
+            What::Dropped(why) => write!(f, "dropped: {why}"),
+            What::Remembered { seconds } => write!(f, "the client keeps its endpoint for {seconds} s"),
             What::Rejected(Rejection::PortUnreachable) => f.write_str("refused with ICMP port unreachable"),
             What::NotUnderstood(text) => write!(f, "a rule that is not ours was passed over: {text}"),
         }
@@ -155,6 +168,9 @@ pub struct Outcome {
     pub alternatives: Vec<Alternative>,
     /// Whether the connection's destination is translated, at this hook or before.
     pub destination_translated: bool,
+    /// Whether the client keeps the endpoint that it gets: session affinity applies. Then its next connection
+    /// goes to the same one, unless [`Environment::remembered`] says that it had one already.
+    pub keeps_endpoint: bool,
 }
 
 /// What the kernel would do to a packet at a hook.
@@ -176,6 +192,8 @@ pub fn interpret(program: &Program, packet: Packet, at: Hook, environment: &Envi
         alternatives: Vec::new(),
         destination_translated: environment.destination_translated,
         translated_here: false,
+        keeps_endpoint: false,
+        original_destination: environment.original_destination,
     };
     let mut verdict = Verdict::Accept;
     for (_, key, table, name, chain, kind) in chains {
@@ -199,6 +217,7 @@ pub fn interpret(program: &Program, packet: Packet, at: Hook, environment: &Envi
         steps: run.steps,
         alternatives: run.alternatives,
         destination_translated: run.destination_translated,
+        keeps_endpoint: run.keeps_endpoint,
     }
 }
 
@@ -236,6 +255,8 @@ struct Run<'a> {
     alternatives: Vec<Alternative>,
     destination_translated: bool,
     translated_here: bool,
+    keeps_endpoint: bool,
+    original_destination: Option<SocketAddr>,
 }
 
 impl Run<'_> {
@@ -274,6 +295,27 @@ impl Run<'_> {
                     };
                 }
                 Statement::Return => return Next::Leave,
+                Statement::Drop => {
+                    let why = rule.comment.as_deref().unwrap_or("a rule says so").to_owned();
+                    self.record(place, What::Dropped(why), origin);
+                    return Next::End(Verdict::Drop);
+                }
+                Statement::Keep { key, .. } => {
+                    return match self.keep(place, *key) {
+                        Some(()) => Next::End(Verdict::Accept),
+                        None => Next::Rule,
+                    };
+                }
+                Statement::Remember(learned) => {
+                    let Held::Yes(origin) = self.learns(place, learned, true) else { return Next::Rule };
+                    self.record(place, What::Remembered { seconds: learned.seconds }, origin);
+                    continue;
+                }
+                Statement::Forget(learned) => {
+                    let Held::Yes(found) = self.learns(place, learned, false) else { return Next::Rule };
+                    origin = found;
+                    continue;
+                }
                 Statement::SetMark(bits) => self.mark(self.packet.mark | bits),
                 Statement::ClearMark(bits) => self.mark(self.packet.mark & !bits),
                 Statement::Balance { key, slots, offset, map } => {
@@ -306,7 +348,7 @@ impl Run<'_> {
             Match::Set { key, set, inside } => {
                 // A rule that refers to a set which is not there cannot be loaded.
                 let Some(set) = place.table.sets.get(set) else { return Held::No };
-                let found = self.key(*key).and_then(|key| contains(set, &key));
+                let found = self.key(*key).and_then(|key| find(set, &key));
                 if found.is_some() != *inside {
                     return Held::No;
                 }
@@ -314,6 +356,11 @@ impl Run<'_> {
             }
             Match::Destination { prefix, inside } => prefix.contains(&self.packet.destination) == *inside,
             Match::DestinationIsLocal => environment.local_addresses.contains(&self.packet.destination),
+            Match::SourceIsLocal { inside } => environment.local_addresses.contains(&self.packet.source) == *inside,
+            Match::Interface { name, is_prefix, inside } => {
+                let here = environment.in_interface.as_deref().unwrap_or_default();
+                (if *is_prefix { here.starts_with(name.as_str()) } else { here == name }) == *inside
+            }
             Match::Mark(bits) => self.packet.mark & bits == *bits,
             Match::Protocol(protocol) => self.packet.protocol == *protocol,
             Match::DestinationTranslated => self.destination_translated,
@@ -326,13 +373,52 @@ impl Run<'_> {
     fn key(&self, expression: KeyExpression) -> Option<Key> {
         let packet = &self.packet;
         let port = || Port::try_from(packet.destination_port).ok();
+        let source = || IpNet::from(packet.source);
         match expression {
             KeyExpression::Frontend => Some(Key::Frontend(packet.destination, packet.protocol, port()?)),
             KeyExpression::NodePort => Some(Key::NodePort(packet.protocol, port()?)),
             KeyExpression::AddressPair => Some(Key::AddressPair(packet.source, packet.destination)),
             KeyExpression::Source => Some(Key::Prefix(IpNet::from(packet.source))),
             KeyExpression::Destination => Some(Key::Prefix(IpNet::from(packet.destination))),
+            KeyExpression::FrontendSource => {
+                Some(Key::FrontendSource(packet.destination, packet.protocol, port()?, source()))
+            }
+            KeyExpression::NodePortSource => Some(Key::NodePortSource(packet.protocol, port()?, source())),
         }
+    }
+
+    /// The endpoint that the client had, whether it lives or not.
+    fn keep(&mut self, place: Place<'_>, key: KeyExpression) -> Option<()> {
+        self.keeps_endpoint = true;
+        let socket = self.environment.remembered?;
+        let endpoint = with_endpoint(self.key(key)?, socket)?;
+        let origin = place.table.sets.values().find_map(|set| set.elements.get(&endpoint)?.origin.clone());
+        let alternative = Alternative { socket, slot: 0, origin };
+        self.translate(place, &alternative, 1);
+        self.alternatives = vec![alternative];
+        Some(())
+    }
+
+    /// Whether the packet's connection went to a frontend that is learned, and to an endpoint that lives, or to
+    /// one that does not.
+    fn learns(&self, place: Place<'_>, learned: &Learned, is_living: bool) -> Held {
+        let packet = &self.packet;
+        let socket = SocketAddr::new(packet.destination, packet.destination_port);
+        let original = self.original_destination.unwrap_or(socket);
+        let Ok(port) = Port::try_from(original.port()) else { return Held::No };
+        let (frontend, timeout) = match learned.key {
+            KeyExpression::Frontend => (
+                Key::Frontend(original.ip(), packet.protocol, port),
+                Key::FrontendSlot(original.ip(), packet.protocol, port, learned.seconds),
+            ),
+            _ => (Key::NodePort(packet.protocol, port), Key::NodePortSlot(packet.protocol, port, learned.seconds)),
+        };
+        let element = |set: &Name, key: &Key| place.table.sets.get(set).and_then(|set| set.elements.get(key));
+        let Some(found) = element(&learned.timeouts, &timeout) else { return Held::No };
+        let endpoint = with_endpoint(frontend, socket);
+        let lives = endpoint.is_some_and(|endpoint| element(&learned.endpoints, &endpoint).is_some());
+        let holds = packet.protocol == learned.protocol && lives == is_living;
+        if holds { Held::Yes(found.origin.clone()) } else { Held::No }
     }
 
     fn balance(&mut self, place: Place<'_>, key: KeyExpression, slots: u32, offset: u32, map: &str) -> Option<()> {
@@ -343,7 +429,7 @@ impl Run<'_> {
             let key = match frontend {
                 Key::Frontend(address, protocol, port) => Key::FrontendSlot(address, protocol, port, slot),
                 Key::NodePort(protocol, port) => Key::NodePortSlot(protocol, port, slot),
-                Key::FrontendSlot(..) | Key::NodePortSlot(..) | Key::AddressPair(..) | Key::Prefix(_) => return None,
+                _ => return None,
             };
             map.elements.get(&key)
         };
@@ -361,17 +447,21 @@ impl Run<'_> {
                 alternatives.iter().find(|it| it.socket == socket).or_else(|| alternatives.first())
             }
         }?;
+        let chosen = chosen.clone();
+        self.translate(place, &chosen, slots);
+        self.alternatives = alternatives;
+        Some(())
+    }
+
+    fn translate(&mut self, place: Place<'_>, chosen: &Alternative, of: u32) {
         let from = SocketAddr::new(self.packet.destination, self.packet.destination_port);
+        self.original_destination = Some(from);
         self.packet.destination = chosen.socket.ip();
         self.packet.destination_port = chosen.socket.port();
         self.destination_translated = true;
         self.translated_here = true;
-        let (to, number) = (chosen.socket, chosen.slot + 1);
-        let what = What::DestinationTranslated { from, to, chosen: number, of: slots };
-        let origin = chosen.origin.clone();
-        self.alternatives = alternatives;
-        self.record(place, what, origin);
-        Some(())
+        let what = What::DestinationTranslated { from, to: chosen.socket, chosen: chosen.slot + 1, of };
+        self.record(place, what, chosen.origin.clone());
     }
 
     fn mark(&mut self, to: u32) -> What {
@@ -399,5 +489,33 @@ impl Run<'_> {
         let conditions: Vec<String> = rule.matches.iter().map(|it| render_match(family, it)).collect();
         let what = What::Matched { condition: conditions.join(" "), action: render_statement(family, statement) };
         self.record(place, what, origin.cloned());
+    }
+}
+
+/// The element that a key is, or stands in.
+fn find<'a>(set: &'a Set, key: &Key) -> Option<&'a Element> {
+    let within = |is_it: &dyn Fn(&Key) -> bool| set.elements.iter().find(|(key, _)| is_it(key)).map(|(_, it)| it);
+    match *key {
+        Key::Prefix(inner) if set.kind == SetKind::Addresses => set.elements.get(&Key::Address(inner.addr())),
+        Key::Prefix(inner) => within(&|key| matches!(key, Key::Prefix(prefix) if prefix.contains(&inner))),
+        Key::FrontendSource(address, protocol, port, inner) => within(&|key| {
+            matches!(key, Key::FrontendSource(its_address, its_protocol, its_port, prefix)
+                if (*its_address, *its_protocol, *its_port) == (address, protocol, port) && prefix.contains(&inner))
+        }),
+        Key::NodePortSource(protocol, port, inner) => within(&|key| {
+            matches!(key, Key::NodePortSource(its_protocol, its_port, prefix)
+                if (*its_protocol, *its_port) == (protocol, port) && prefix.contains(&inner))
+        }),
+        _ => set.elements.get(key),
+    }
+}
+
+/// The key of an endpoint of a frontend.
+fn with_endpoint(frontend: Key, socket: SocketAddr) -> Option<Key> {
+    let to = Port::try_from(socket.port()).ok()?;
+    match frontend {
+        Key::Frontend(address, protocol, port) => Some(Key::FrontendEndpoint(address, protocol, port, socket.ip(), to)),
+        Key::NodePort(protocol, port) => Some(Key::NodePortEndpoint(protocol, port, socket.ip(), to)),
+        _ => None,
     }
 }

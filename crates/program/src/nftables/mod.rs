@@ -2,7 +2,7 @@
 //!
 //! Two tables per family, `portolan-services` and `portolan-masquerade`: named sets and maps with
 //! concatenated keys, and a handful of chains whose number depends neither on Services nor on
-//! endpoints. It needs Linux 5.6 (concatenated keys with data, `masquerade fully-random`); it owns
+//! endpoints. It needs Linux 5.6 (concatenated keys with data, and with intervals); it owns
 //! the tables of these names in the families `ip` and `ip6`, whole, and nothing else.
 //!
 //! - [`program`]: the typed program. [`compile`]: from intent, incrementally or from nothing.
@@ -11,9 +11,11 @@
 //!
 //! Why this shape and not one chain per Service: `docs/design/nftables.md`.
 
+mod chains;
 mod change;
 mod compile;
 mod diff;
+mod elements;
 mod interpret;
 mod layout;
 mod program;
@@ -23,12 +25,13 @@ pub mod sample;
 mod tests;
 
 pub use change::{Change, Phase, sort_balancing};
-pub use compile::{BACKENDS_MAX, Compiler, compile, families_of, slot_offset};
+pub use compile::{Compiler, compile, families_of};
 pub use diff::{diff, diff_each};
+pub use elements::{BACKENDS_MAX, slot_offset};
 pub use interpret::{Alternative, Choice, Environment, Outcome, Step, Verdict, What, interpret};
 pub use layout::blank;
 pub use program::{
-    BaseHook, Chain, ChainKind, Element, Hook, Key, KeyExpression, Match, Name, Program, Rejection, Rule, Set, SetKind,
-    Statement, Table, TableKey, TableName,
+    BaseHook, CLIENTS_MAX, Chain, ChainKind, Element, Hook, Key, KeyExpression, Learned, Match, Name, Program,
+    Rejection, Rule, Set, SetKind, Statement, Table, TableKey, TableName,
 };
 pub use render::{render, render_changes, render_element, render_rule, render_table};

@@ -66,6 +66,10 @@ pub struct Table {
     pub chains: BTreeMap<Name, Chain>,
 }
 
+/// The most clients that are remembered, of addresses and of node ports in each family. Further ones go to any
+/// endpoint. The kernel reserves 16 bytes for each.
+pub const CLIENTS_MAX: u32 = 65_536;
+
 /// What the elements of a set are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -80,8 +84,27 @@ pub enum SetKind {
     NodePortSlots,
     /// Source and destination address.
     AddressPairs,
+    /// Addresses.
+    Addresses,
     /// Prefixes, as intervals.
     Prefixes,
+    /// Address, protocol, port and source prefix, as intervals.
+    FrontendSources,
+    /// Protocol, port and source prefix, as intervals.
+    NodePortSources,
+    /// Address, protocol, port and a number.
+    FrontendNumbers,
+    /// Protocol, port and a number.
+    NodePortNumbers,
+    /// Address, protocol, port, and an endpoint's address and port.
+    FrontendEndpoints,
+    /// Protocol, port, and an endpoint's address and port.
+    NodePortEndpoints,
+    /// A map from client, address, protocol and port to address and port, which packets fill. What they put
+    /// there is not part of a program.
+    FrontendClients,
+    /// A map from client, protocol and port to address and port, which packets fill likewise.
+    NodePortClients,
     /// Something that this room does not use. It is only ever observed.
     Unknown,
 }
@@ -89,13 +112,37 @@ pub enum SetKind {
 impl SetKind {
     /// Whether elements have values.
     pub fn is_map(self) -> bool {
-        match self {
-            SetKind::FrontendSlots | SetKind::NodePortSlots => true,
-            SetKind::Frontends | SetKind::NodePorts | SetKind::AddressPairs | SetKind::Prefixes | SetKind::Unknown => {
-                false
-            }
-        }
+        matches!(self, SetKind::FrontendSlots | SetKind::NodePortSlots) || self.is_learned()
     }
+
+    /// Whether packets fill it, and not programs.
+    pub fn is_learned(self) -> bool {
+        matches!(self, SetKind::FrontendClients | SetKind::NodePortClients)
+    }
+
+    /// Whether elements stand for all keys from one to another.
+    pub fn is_interval(self) -> bool {
+        matches!(self, SetKind::Prefixes | SetKind::FrontendSources | SetKind::NodePortSources)
+    }
+
+    /// All kinds that a program may hold.
+    pub const ALL: [SetKind; 15] = [
+        SetKind::Frontends,
+        SetKind::NodePorts,
+        SetKind::FrontendSlots,
+        SetKind::NodePortSlots,
+        SetKind::AddressPairs,
+        SetKind::Addresses,
+        SetKind::Prefixes,
+        SetKind::FrontendSources,
+        SetKind::NodePortSources,
+        SetKind::FrontendNumbers,
+        SetKind::NodePortNumbers,
+        SetKind::FrontendEndpoints,
+        SetKind::NodePortEndpoints,
+        SetKind::FrontendClients,
+        SetKind::NodePortClients,
+    ];
 }
 
 /// A set or a map.
@@ -128,8 +175,25 @@ pub enum Key {
     NodePortSlot(Protocol, Port, u32),
     /// `ipv4_addr . ipv4_addr`.
     AddressPair(IpAddr, IpAddr),
+    /// `ipv4_addr`.
+    Address(IpAddr),
     /// `ipv4_addr/length`.
     Prefix(IpNet),
+    /// `ipv4_addr . inet_proto . inet_service . ipv4_addr/length`.
+    FrontendSource(IpAddr, Protocol, Port, IpNet),
+    /// `inet_proto . inet_service . ipv4_addr/length`.
+    NodePortSource(Protocol, Port, IpNet),
+    /// `ipv4_addr . inet_proto . inet_service . ipv4_addr . inet_service`.
+    FrontendEndpoint(IpAddr, Protocol, Port, IpAddr, Port),
+    /// `inet_proto . inet_service . ipv4_addr . inet_service`.
+    NodePortEndpoint(Protocol, Port, IpAddr, Port),
+}
+
+impl Key {
+    /// Whether it stands for all keys within a prefix. Those of one set must not overlap.
+    pub fn is_interval(&self) -> bool {
+        matches!(self, Key::Prefix(_) | Key::FrontendSource(..) | Key::NodePortSource(..))
+    }
 }
 
 /// What a key carries.
@@ -258,6 +322,10 @@ pub enum KeyExpression {
     Source,
     /// `ip daddr`.
     Destination,
+    /// `ip daddr . meta l4proto . th dport . ip saddr`.
+    FrontendSource,
+    /// `meta l4proto . th dport . ip saddr`.
+    NodePortSource,
 }
 
 /// A condition.
@@ -281,6 +349,20 @@ pub enum Match {
     },
     /// `fib daddr type local`.
     DestinationIsLocal,
+    /// `fib saddr type local`, or not.
+    SourceIsLocal {
+        /// Whether it must be.
+        inside: bool,
+    },
+    /// `iifname`: the interface that the packet came by. One that this node sends came by none.
+    Interface {
+        /// Its name, or what its name starts with.
+        name: String,
+        /// Whether more may follow.
+        is_prefix: bool,
+        /// Whether it must be this one.
+        inside: bool,
+    },
     /// All these bits of the mark are set.
     Mark(u32),
     /// `meta l4proto`.
@@ -310,6 +392,8 @@ pub enum Statement {
     Goto(Name),
     /// Leaves the chain.
     Return,
+    /// Loses the packet without a word.
+    Drop,
     /// Sets bits of the mark.
     SetMark(u32),
     /// Clears bits of the mark.
@@ -326,12 +410,44 @@ pub enum Statement {
         /// Which map.
         map: Name,
     },
+    /// Translates the destination to the endpoint that the client had before. Where none is remembered, the
+    /// packet goes on to the next rule.
+    Keep {
+        /// Which fields, [`KeyExpression::Frontend`] or [`KeyExpression::NodePort`].
+        key: KeyExpression,
+        /// The map of clients.
+        clients: Name,
+    },
+    /// Notes for so long to which endpoint the client went, or that it goes there still, if what it connected to
+    /// is [`Learned`] and that endpoint lives. It comes after the translation.
+    Remember(Learned),
+    /// Takes the client out of the map, if what it connected to is [`Learned`] and its endpoint lives no more.
+    /// Else the packet goes on to the next rule.
+    Forget(Learned),
     /// Replaces the source by the address of the interface, with a random port.
     Masquerade,
     /// Refuses the packet.
     Reject(Rejection),
     /// Something that this room does not use. It is only ever observed.
     Unknown(String),
+}
+
+/// Frontends whose clients keep their endpoints. `nft` knows the type of a connection's port only where the
+/// protocol is named, so each has its own rules.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Learned {
+    /// Which fields, [`KeyExpression::Frontend`] or [`KeyExpression::NodePort`].
+    pub key: KeyExpression,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// For how long.
+    pub seconds: u32,
+    /// The set of frontends and seconds.
+    pub timeouts: Name,
+    /// The set of endpoints that live.
+    pub endpoints: Name,
+    /// The map of clients.
+    pub clients: Name,
 }
 
 /// Maps as lists of pairs: their keys are no strings.

@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use portolan_net::Family;
 
 use super::{
-    BaseHook, Chain, Change, Element, Key, KeyExpression, Match, Program, Rejection, Rule, Set, SetKind, Statement,
-    Table, TableKey,
+    BaseHook, CLIENTS_MAX, Chain, Change, Element, Key, KeyExpression, Learned, Match, Program, Rejection, Rule, Set,
+    SetKind, Statement, Table, TableKey,
 };
 
 /// All tables.
@@ -60,8 +60,8 @@ pub(super) fn family_name(family: Family) -> &'static str {
 fn write_set(text: &mut String, family: Family, name: &str, set: &Set) {
     let _ = writeln!(text, "\t{} {name} {{", set_word(set.kind));
     let _ = writeln!(text, "\t\t{}", set_type(family, set.kind));
-    if set.kind == SetKind::Prefixes {
-        text.push_str("\t\tflags interval\n");
+    for line in set_flags(set.kind) {
+        let _ = writeln!(text, "\t\t{line}");
     }
     if !set.elements.is_empty() {
         text.push_str("\t\telements = { ");
@@ -74,6 +74,16 @@ fn write_set(text: &mut String, family: Family, name: &str, set: &Set) {
         text.push_str(" }\n");
     }
     text.push_str("\t}\n");
+}
+
+fn set_flags(kind: SetKind) -> Vec<String> {
+    if kind.is_learned() {
+        vec![format!("size {CLIENTS_MAX}"), "flags dynamic,timeout".to_owned()]
+    } else if kind.is_interval() {
+        vec!["flags interval".to_owned()]
+    } else {
+        Vec::new()
+    }
 }
 
 fn set_word(kind: SetKind) -> &'static str {
@@ -95,7 +105,19 @@ fn set_type(family: Family, kind: SetKind) -> String {
         }
         SetKind::NodePortSlots => format!("typeof meta l4proto . th dport . {slot} : {ip} daddr . th dport"),
         SetKind::AddressPairs => format!("type {address} . {address}"),
-        SetKind::Prefixes => format!("type {address}"),
+        SetKind::Prefixes | SetKind::Addresses => format!("type {address}"),
+        SetKind::FrontendSources => format!("type {address} . inet_proto . inet_service . {address}"),
+        SetKind::NodePortSources => format!("type inet_proto . inet_service . {address}"),
+        SetKind::FrontendNumbers => format!("typeof {ip} daddr . meta l4proto . th dport . {slot}"),
+        SetKind::NodePortNumbers => format!("typeof meta l4proto . th dport . {slot}"),
+        SetKind::FrontendEndpoints => {
+            format!("type {address} . inet_proto . inet_service . {address} . inet_service")
+        }
+        SetKind::NodePortEndpoints => format!("type inet_proto . inet_service . {address} . inet_service"),
+        SetKind::FrontendClients => {
+            format!("type {address} . {address} . inet_proto . inet_service : {address} . inet_service")
+        }
+        SetKind::NodePortClients => format!("type {address} . inet_proto . inet_service : {address} . inet_service"),
         SetKind::Unknown => "# a type that is not ours".to_owned(),
     }
 }
@@ -119,7 +141,16 @@ fn render_key(key: &Key) -> String {
         Key::FrontendSlot(address, protocol, port, slot) => format!("{address} . {protocol} . {port} . {slot}"),
         Key::NodePortSlot(protocol, port, slot) => format!("{protocol} . {port} . {slot}"),
         Key::AddressPair(first, second) => format!("{first} . {second}"),
+        Key::Address(address) => address.to_string(),
         Key::Prefix(prefix) => render_prefix(prefix),
+        Key::FrontendSource(address, protocol, port, prefix) => {
+            format!("{address} . {protocol} . {port} . {}", render_prefix(prefix))
+        }
+        Key::NodePortSource(protocol, port, prefix) => format!("{protocol} . {port} . {}", render_prefix(prefix)),
+        Key::FrontendEndpoint(address, protocol, port, to, to_port) => {
+            format!("{address} . {protocol} . {port} . {to} . {to_port}")
+        }
+        Key::NodePortEndpoint(protocol, port, to, to_port) => format!("{protocol} . {port} . {to} . {to_port}"),
     }
 }
 
@@ -179,6 +210,11 @@ pub(super) fn render_match(family: Family, condition: &Match) -> String {
             format!("{ip} daddr {}{}", if *inside { "" } else { "!= " }, render_prefix(prefix))
         }
         Match::DestinationIsLocal => "fib daddr type local".to_owned(),
+        Match::SourceIsLocal { inside } => format!("fib saddr type {}local", if *inside { "" } else { "!= " }),
+        Match::Interface { name, is_prefix, inside } => {
+            let (not, more) = (if *inside { "" } else { "!= " }, if *is_prefix { "*" } else { "" });
+            format!("iifname {not}\"{name}{more}\"")
+        }
         Match::Mark(bits) => format!("meta mark & {bits:#010x} == {bits:#010x}"),
         Match::Protocol(protocol) => format!("meta l4proto {protocol}"),
         Match::DestinationTranslated => "ct status dnat".to_owned(),
@@ -192,12 +228,41 @@ fn render_key_expression(family: Family, key: KeyExpression) -> String {
         KeyExpression::Frontend => format!("{ip} daddr . meta l4proto . th dport"),
         KeyExpression::NodePort => "meta l4proto . th dport".to_owned(),
         KeyExpression::AddressPair => format!("{ip} saddr . {ip} daddr"),
+        KeyExpression::FrontendSource => format!("{ip} daddr . meta l4proto . th dport . {ip} saddr"),
+        KeyExpression::NodePortSource => format!("meta l4proto . th dport . {ip} saddr"),
         KeyExpression::Source => format!("{ip} saddr"),
         KeyExpression::Destination => format!("{ip} daddr"),
     }
 }
 
+/// What must hold, the client and frontend, and the endpoint.
+fn render_learned(family: Family, learned: &Learned, not: &str) -> (String, String, String) {
+    let (ip, protocol) = (family_name(family), learned.protocol);
+    let frontend = match learned.key {
+        KeyExpression::Frontend => format!("ct original {ip} daddr . meta l4proto . ct original proto-dst"),
+        _ => "meta l4proto . ct original proto-dst".to_owned(),
+    };
+    let endpoint = format!("{ip} daddr . {protocol} dport");
+    let Learned { seconds, timeouts, endpoints, .. } = learned;
+    let conditions = format!(
+        "{protocol} dport != 0 {frontend} . numgen random mod 1 offset {seconds} @{timeouts} \
+         {frontend} . {endpoint} {not}@{endpoints}"
+    );
+    (conditions, format!("{ip} saddr . {frontend}"), endpoint)
+}
+
+/// Seconds as `nft` prints them: `3h`, `1d`, `1m30s`.
+fn render_seconds(seconds: u32) -> String {
+    let parts = [(seconds / 86_400, 'd'), (seconds / 3600 % 24, 'h'), (seconds / 60 % 60, 'm'), (seconds % 60, 's')];
+    let mut text = String::new();
+    for (number, unit) in parts.into_iter().filter(|(number, _)| *number > 0) {
+        let _ = write!(text, "{number}{unit}");
+    }
+    text
+}
+
 pub(super) fn render_statement(family: Family, statement: &Statement) -> String {
+    let ip = family_name(family);
     match statement {
         Statement::Jump(chain) => format!("jump {chain}"),
         Statement::Goto(chain) => format!("goto {chain}"),
@@ -206,8 +271,20 @@ pub(super) fn render_statement(family: Family, statement: &Statement) -> String 
         Statement::ClearMark(bits) => format!("meta mark set meta mark & {:#010x}", !bits),
         Statement::Balance { key, slots, offset, map } => {
             let key = render_key_expression(family, *key);
-            let ip = family_name(family);
             format!("dnat {ip} to {key} . numgen random mod {slots} offset {offset} map @{map}")
+        }
+        Statement::Drop => "drop".to_owned(),
+        Statement::Keep { key, clients } => {
+            format!("dnat {ip} to {ip} saddr . {} map @{clients}", render_key_expression(family, *key))
+        }
+        Statement::Remember(it) => {
+            let (conditions, client, endpoint) = render_learned(family, it, "");
+            let timeout = render_seconds(it.seconds);
+            format!("{conditions} update @{} {{ {client} timeout {timeout} : {endpoint} }}", it.clients)
+        }
+        Statement::Forget(it) => {
+            let (conditions, client, endpoint) = render_learned(family, it, "!= ");
+            format!("{conditions} delete @{} {{ {client} : {endpoint} }}", it.clients)
         }
         Statement::Masquerade => "masquerade fully-random".to_owned(),
         Statement::Reject(Rejection::TcpReset) => "reject with tcp reset".to_owned(),
@@ -224,9 +301,11 @@ fn write_change(text: &mut String, change: &Change) {
         Change::DeleteTable(_) => writeln!(text, "delete table {place}"),
         Change::CreateTable(_) => writeln!(text, "add table {place}"),
         Change::CreateSet(_, name, kind) => {
-            let flags = if *kind == SetKind::Prefixes { "; flags interval" } else { "" };
+            let mut flags = set_flags(*kind);
+            flags.insert(0, set_type(key.family, *kind));
+            let flags = flags.join("; ");
             let word = set_word(*kind);
-            writeln!(text, "add {word} {place} {name} {{ {}{flags}; }}", set_type(key.family, *kind))
+            writeln!(text, "add {word} {place} {name} {{ {flags}; }}")
         }
         Change::CreateChain(_, name, None) => writeln!(text, "add chain {place} {name}"),
         Change::CreateChain(_, name, Some(base)) => {
@@ -254,6 +333,10 @@ fn write_change(text: &mut String, change: &Change) {
         // `nft` deletes rules by their handle, which the kernel gives.
         Change::RemoveRule(_, name, rule) => {
             writeln!(text, "delete rule {place} {name} handle … # {}", render_rule(key.family, rule))
+        }
+        // `nft` has no command for it: who is remembered must be read first.
+        Change::ForgetClients { clients, key, .. } => {
+            writeln!(text, "delete element {place} {clients} {{ … }} # of {}", render_key(key))
         }
         Change::DeleteChain(_, name) => writeln!(text, "delete chain {place} {name}"),
         Change::DeleteSet(_, name) => writeln!(text, "delete set {place} {name}"),

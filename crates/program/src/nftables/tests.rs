@@ -1,5 +1,6 @@
 //! Incremental equals from nothing; a diff leads where it should; packets go where they should.
 
+mod meaning;
 mod packets;
 
 use std::net::IpAddr;
@@ -11,7 +12,7 @@ use portolan_intent::services::{
 };
 use portolan_intent::{FabricMode, NodeView};
 use portolan_net::{Family, ObjectKey, ObjectKind, Origin, Port, Protocol, Vni};
-use portolan_state::TrafficPolicy;
+use portolan_state::{AffinityTimeout, TrafficPolicy};
 use proptest::prelude::*;
 
 use super::{
@@ -109,28 +110,7 @@ fn applied(program: &Program, changes: &[Change]) -> Program {
 }
 
 fn any_intent_steps() -> impl Strategy<Value = Vec<Vec<(FrontendKey, Option<Arc<Frontend>>)>>> {
-    let key = prop_oneof![
-        (1u8..4).prop_map(|last| address_key(&format!("10.96.0.{last}"), 80)),
-        (1u8..3).prop_map(|last| address_key(&format!("fd96::{last}"), 80)),
-        (30_000u16..30_002).prop_map(|number| node_port_key(Family::V4, number)),
-        Just(node_port_key(Family::V6, 30_000)),
-    ];
-    let backends = prop::collection::vec((0u8..3, 2u8..6), 0..5);
-    let name = prop::sample::select(vec!["cart", "shop"]);
-    let step = (key, prop::option::of((name, backends, any::<bool>()))).prop_map(|(key, wanted)| {
-        let wanted = wanted.map(|(name, backends, always)| {
-            let v4 = key.family() == Family::V4;
-            let text = |(net, host): (u8, u8)| {
-                if v4 { format!("10.42.{net}.{host}") } else { format!("fd42:0:0:{net}::{host}") }
-            };
-            let addresses: Vec<String> = backends.into_iter().map(text).collect();
-            let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
-            let mut wanted = Frontend::clone(&frontend(&key, name, &addresses));
-            wanted.masquerade = if always { Masquerade::Always } else { Masquerade::OffCluster };
-            Arc::new(wanted)
-        });
-        (key, wanted)
-    });
+    let step = meaning::any_key().prop_flat_map(|key| (Just(key), prop::option::of(meaning::any_frontend(key))));
     prop::collection::vec(prop::collection::vec(step, 1..4), 1..12)
 }
 
@@ -152,15 +132,21 @@ fn updates_of(intent: &mut ServicesIntent, step: Vec<(FrontendKey, Option<Arc<Fr
 
 proptest! {
     #[test]
-    fn incremental_equals_from_nothing(steps in any_intent_steps()) {
-        let mut compiler = Compiler::new(&view(), &Family::ALL);
+    fn incremental_equals_from_nothing(steps in any_intent_steps(), proxy in meaning::any_settings()) {
+        let view = NodeView { proxy, ..view() };
+        let mut compiler = Compiler::new(&view, &Family::ALL);
         compiler.set_masquerade(&masquerade());
+        compiler.set_node_addresses(&["192.0.2.7".parse().unwrap()]);
+        let changes = compiler.set_node_addresses(&meaning::node_addresses());
+        let is_put = |change: &Change| matches!(change, Change::PutElement { .. });
+        prop_assert!(changes.is_sorted_by_key(is_put), "intervals may overlap");
+        compiler.set_node_prefixes(&masquerade().sources);
         let mut intent = ServicesIntent::new();
         for step in steps {
             let before = compiler.program().clone();
             let updates = updates_of(&mut intent, step);
             let changes = compiler.update_services(&updates);
-            let scratch = compile(&intent, &masquerade(), &view());
+            let scratch = compile(&intent, &masquerade(), &meaning::node_addresses(), &masquerade().sources, &view);
             prop_assert_eq!(compiler.program(), &scratch);
             prop_assert_eq!(applied(&before, &changes), kernel_part(&scratch), "its changes lead there");
             let changes = diff(&scratch, &before);
@@ -175,7 +161,7 @@ proptest! {
         for step in steps {
             updates_of(&mut intent, step);
         }
-        let program = compile(&intent, &masquerade(), &view());
+        let program = compile(&intent, &masquerade(), &[], &[], &view());
         let text = serde_json::to_string(&program).unwrap();
         prop_assert_eq!(serde_json::from_str::<Program>(&text).unwrap(), program);
     }
@@ -229,7 +215,7 @@ fn a_rare_number_of_backends_has_its_rule_while_it_is_needed() {
 
 #[test]
 fn structure_that_cannot_be_changed_in_place_is_replaced_as_a_whole() {
-    let desired = compile(&ServicesIntent::new(), &masquerade(), &view());
+    let desired = compile(&ServicesIntent::new(), &masquerade(), &[], &[], &view());
     let key = TableKey { family: Family::V4, name: TableName::Services };
     let mut observed = desired.clone();
     let table = observed.tables.get_mut(&key).unwrap();
@@ -242,7 +228,7 @@ fn structure_that_cannot_be_changed_in_place_is_replaced_as_a_whole() {
 
 #[test]
 fn what_others_put_into_our_tables_goes() {
-    let desired = compile(&ServicesIntent::new(), &masquerade(), &view());
+    let desired = compile(&ServicesIntent::new(), &masquerade(), &[], &[], &view());
     let mut observed = desired.clone();
     let table = observed.tables.get_mut(&TableKey { family: Family::V6, name: TableName::Services }).unwrap();
     table.sets.insert("stray".into(), Set::empty(SetKind::Unknown));
@@ -254,14 +240,45 @@ fn what_others_put_into_our_tables_goes() {
     assert_text(
         &render_changes(&changes),
         "flush chain ip6 portolan-services services\n\
-         add rule ip6 portolan-services services ip6 daddr . meta l4proto . th dport @service-ips goto balance\n\
-         add rule ip6 portolan-services services ip6 daddr != ::1 fib daddr type local \
-         meta l4proto . th dport @service-nodeports goto balance-nodeports\n\
+         add rule ip6 portolan-services services ip6 daddr . meta l4proto . th dport @service-ips goto serve\n\
+         add rule ip6 portolan-services services ip6 daddr . meta l4proto . th dport @policy-ips goto serve-by-policy\n\
+         add rule ip6 portolan-services services ip6 daddr != ::1 fib daddr type local goto nodeports\n\
          flush chain ip6 portolan-services stray\n\
          delete chain ip6 portolan-services stray\n\
          delete set ip6 portolan-services stray\n",
     );
     assert_eq!(applied(&observed, &changes), kernel_part(&desired));
+}
+
+#[test]
+fn a_node_whose_services_another_mode_serves_only_masquerades() {
+    let key = address_key("10.96.0.10", 80);
+    let new = Some(frontend(&key, "cart", &["10.42.1.2"]));
+    let mut compiler = Compiler::without_services(&view(), &Family::ALL);
+    assert_eq!(compiler.update_services(&[FrontendUpdate { key, old: None, new }]), []);
+    assert!(compiler.program().tables.keys().all(|key| key.name == TableName::Masquerade));
+    assert_eq!(compiler.set_masquerade(&masquerade()).len(), 4);
+    let before = compile(&intent(&[(key, "cart", &["10.42.1.2"])]), &masquerade(), &[], &[], &view());
+    let gone: Vec<Change> = diff(compiler.program(), &before);
+    let tables = Family::ALL.map(|family| Change::DeleteTable(TableKey { family, name: TableName::Services }));
+    assert_eq!(gone, tables, "and what served them before goes");
+}
+
+#[test]
+fn what_clients_the_kernel_remembers_is_no_difference() {
+    let key = address_key("10.96.0.10", 80);
+    let mut intent = intent(&[(key, "cart", &["10.42.1.2"])]);
+    let sticky = Frontend { affinity: AffinityTimeout::new(60), ..Frontend::clone(&intent[&key]) };
+    intent.insert(key, Arc::new(sticky));
+    let desired = compile(&intent, &masquerade(), &[], &[], &view());
+    let mut observed = desired.clone();
+    let table = observed.tables.get_mut(&TableKey { family: Family::V4, name: TableName::Services }).unwrap();
+    let learned = Element { value: Some("10.42.1.2:8080".parse().unwrap()), ..Element::default() };
+    let client =
+        Key::FrontendSource("10.96.0.10".parse().unwrap(), Protocol::Tcp, port(80), "192.0.2.9/32".parse().unwrap());
+    table.sets.get_mut("affinity-clients").unwrap().elements.insert(client, learned);
+    assert_eq!(diff(&desired, &observed), []);
+    assert_eq!(diff(&observed, &desired), []);
 }
 
 fn assert_text(actual: &str, expected: &str) {
@@ -270,15 +287,32 @@ fn assert_text(actual: &str, expected: &str) {
 
 #[test]
 fn a_small_program_reads_like_nft() {
-    let frontends = intent(&[
+    let external = FrontendKey::NodePort { family: Family::V4, protocol: Protocol::Tcp, port: port(30_443) };
+    let mut frontends = intent(&[
         (address_key("10.96.0.10", 80), "cart", &["10.42.1.2", "10.42.2.3"]),
         (address_key("10.96.0.11", 80), "idle", &[]),
+        (address_key("10.96.0.12", 80), "sessions", &["10.42.2.3"]),
+        (address_key("203.0.113.80", 80), "cart", &["10.42.1.2", "10.42.2.3"]),
         (node_port_key(Family::V4, 30_080), "cart", &["10.42.1.2"]),
+        (external, "gate", &["10.42.1.2", "10.42.2.3"]),
     ]);
+    let mut change = |key: &FrontendKey, change: &dyn Fn(&mut Frontend)| {
+        change(Arc::make_mut(frontends.get_mut(key).unwrap()));
+    };
+    change(&address_key("10.96.0.12", 80), &|it| it.affinity = Some(AffinityTimeout::DEFAULT));
+    change(&address_key("203.0.113.80", 80), &|it| {
+        it.kind = FrontendKind::LoadBalancer;
+        it.masquerade = Masquerade::Always;
+        it.sources = Some(["192.0.2.0/24".parse().unwrap(), "198.51.100.7/32".parse().unwrap()].into());
+    });
+    change(&external, &|it| {
+        it.policy = TrafficPolicy::Local;
+        it.masquerade = Masquerade::Node;
+    });
     let mut view = view();
     view.cluster_prefixes.truncate(1);
     view.service_prefixes.truncate(1);
-    let text = render(&compile(&frontends, &masquerade(), &view));
+    let text = render(&compile(&frontends, &masquerade(), &[], &[], &view));
     assert_text(&text, include_str!("tests/small.nft"));
 }
 
@@ -286,7 +320,7 @@ fn a_small_program_reads_like_nft() {
 fn a_comment_is_bounded_and_cannot_end_early() {
     let name = format!("{}\"ü", "n".repeat(200));
     let key = address_key("10.96.0.10", 80);
-    let program = compile(&intent(&[(key, &name, &["10.42.1.2"])]), &masquerade(), &view());
+    let program = compile(&intent(&[(key, &name, &["10.42.1.2"])]), &masquerade(), &[], &[], &view());
     let table = &program.tables[&TableKey { family: Family::V4, name: TableName::Services }];
     let element =
         &table.sets["service-ips"].elements[&Key::Frontend("10.96.0.10".parse().unwrap(), Protocol::Tcp, port(80))];

@@ -17,7 +17,7 @@ fn program() -> Program {
         (address_key("fd96::10", 80), "cart", &["fd42:0:0:1::2", "fd42:0:0:2::3"]),
         (node_port_key(Family::V6, 30_080), "cart", &["fd42:0:0:1::2"]),
     ]);
-    compile(&frontends, &masquerade(), &view())
+    compile(&frontends, &masquerade(), &[], &[], &view())
 }
 
 fn packet(source: &str, destination: &str) -> Packet {
@@ -125,7 +125,19 @@ fn a_service_without_endpoints_refuses_at_once() {
     assert_eq!(outcome.verdict, Verdict::Reject(Rejection::TcpReset));
     let mut datagram = packet("10.42.1.7:1", "10.96.0.11:80");
     datagram.protocol = Protocol::Udp;
-    assert_eq!(at(Hook::Forward, datagram, Choice::First).verdict, Verdict::Accept, "another protocol is another port");
+    let refused = at(Hook::Forward, datagram, Choice::First);
+    assert_eq!(refused.verdict, Verdict::Reject(Rejection::PortUnreachable), "another protocol is another port");
+}
+
+#[test]
+fn a_port_that_a_service_does_not_serve_is_refused_in_its_name() {
+    for hook in [Hook::Forward, Hook::Output] {
+        let outcome = at(hook, packet("10.42.1.7:1", "10.96.0.10:81"), Choice::First);
+        assert_eq!(outcome.verdict, Verdict::Reject(Rejection::TcpReset), "{hook:?}");
+        assert_eq!(outcome.steps[0].origin.as_ref().unwrap().to_string(), "Service default/cart spec.clusterIPs");
+        let nobody = at(hook, packet("10.42.1.7:1", "10.96.0.99:80"), Choice::First);
+        assert_eq!(nobody.verdict, Verdict::Accept, "an address of no Service is none of ours");
+    }
 }
 
 #[test]

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use portolan_intent::masquerade::MasqueradeIntent;
-use portolan_intent::services::{DetectLocal, FrontendUpdate, NodePortAddresses};
+use portolan_intent::services::FrontendUpdate;
 use portolan_net::{Family, Origin, Packet};
-use portolan_program::nftables::{Choice, Compiler, Environment, Hook as NftHook, Verdict as NftVerdict, interpret};
-use portolan_state::{Service, TrafficPolicy};
+use portolan_program::nftables::{
+    Choice, Compiler, Environment, Hook as NftHook, Step, Verdict as NftVerdict, What, interpret,
+};
 
 use super::Mode;
 use super::hooks::{self, Around, Hook, Passed, Verdict};
@@ -43,13 +44,18 @@ impl Nftables {
             in_interface: around.came_by.map(str::to_owned),
             out_interface: around.leaves_by.map(|(link, _)| link.to_owned()),
             out_address: around.leaves_by.map(|(_, address)| address),
-            established: false,
             destination_translated: around.translated,
+            ..Environment::default()
         };
         let choice = around.prefer.map_or(Choice::First, Choice::Prefer);
         let outcome = interpret(self.compiler.program(), packet, hook, &environment, choice);
+        // A port that a Service does not serve: kube-proxy refuses it in this mode, too, and in the iptables mode
+        // lets it pass. The specification says as much as both.
+        let is_unserved =
+            |step: &Step| matches!(&step.what, What::Matched { condition, .. } if condition.contains("@cluster-ips"));
         Passed {
             verdict: match outcome.verdict {
+                NftVerdict::Reject(_) if outcome.steps.iter().any(is_unserved) => Verdict::Accept,
                 NftVerdict::Accept => Verdict::Accept,
                 NftVerdict::Drop => Verdict::Drop,
                 NftVerdict::Reject(_) => Verdict::Reject,
@@ -65,24 +71,15 @@ impl Mode for Nftables {
         "nftables"
     }
 
-    fn update(&mut self, _cluster: &Cluster, _follower: &Follower, updates: &[FrontendUpdate]) {
+    fn update(&mut self, cluster: &Cluster, _follower: &Follower, updates: &[FrontendUpdate]) {
+        self.compiler.set_node_addresses(&cluster.node().addresses);
+        self.compiler.set_node_prefixes(&cluster.node().pod_prefixes);
         self.compiler.update_services(updates);
     }
 
-    /// Not yet every policy and setting.
+    /// A pod that reaches itself is known by its endpoint's node.
     fn knows(&self, cluster: &Cluster) -> bool {
-        let settings = &cluster.settings;
-        let is_plain = |service: &Service| {
-            let traffic = &service.traffic;
-            (traffic.internal_policy, traffic.external_policy) == (TrafficPolicy::Cluster, TrafficPolicy::Cluster)
-                && traffic.load_balancer_sources.is_none()
-        };
-        settings.detect_local == DetectLocal::ClusterPrefixes
-            && settings.node_port_addresses == NodePortAddresses::All
-            && !settings.masquerade_all
-            && cluster.services.values().all(is_plain)
-            // A pod that reaches itself is known by its endpoint's node.
-            && cluster.slices.values().flat_map(|slice| &slice.endpoints).all(|endpoint| endpoint.node.is_some())
+        cluster.slices.values().flat_map(|slice| &slice.endpoints).all(|endpoint| endpoint.node.is_some())
     }
 
     fn answer(&self, cluster: &Cluster, question: &Question) -> Answer {
