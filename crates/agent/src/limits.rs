@@ -34,6 +34,10 @@ pub(crate) const RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
 /// Refusals of the kernel that are kept as problems of one room; of more, these are enough to see why.
 pub(crate) const REFUSALS_MAX: usize = 256;
 
+/// How often a cheap look is had at what the kernel sends no notifications of: legacy iptables tables, and
+/// connections of real servers that leave.
+pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The kernel is read again at least this often, for changes that no notification told of.
 pub(crate) const RESYNC_INTERVAL: Duration = Duration::from_secs(90);
 

@@ -8,6 +8,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use portolan_net::{Family, NodeName, ObjectKind, Origin, Packet};
+use portolan_program::iptables;
 use portolan_program::netlink::{self, RouteDecision, Surroundings, ViaKind};
 use portolan_program::nftables::{self, Environment, Hook, Outcome, Rejection, Verdict, What};
 
@@ -22,6 +23,8 @@ pub struct NodePrograms<'a> {
     pub netlink: &'a netlink::Program,
     /// The nftables room's program.
     pub nftables: &'a nftables::Program,
+    /// The iptables room's program, where that serves Services.
+    pub iptables: Option<&'a iptables::Program>,
     /// What the node holds beside it.
     pub surroundings: &'a Surroundings,
 }
@@ -32,7 +35,16 @@ pub fn trace_node(programs: &NodePrograms<'_>, packet: Packet, ingress: &Ingress
         Ingress::Pod => programs.netlink.pod_of(packet.source).map(in_interface_of),
         Ingress::Node | Ingress::Network => None,
     };
-    let mut tracer = Tracer { programs, choice, hops: Vec::new(), packet, sent: packet, in_interface, origin: None };
+    let mut tracer = Tracer {
+        programs,
+        choice,
+        hops: Vec::new(),
+        packet,
+        sent: packet,
+        in_interface,
+        origin: None,
+        is_marked_by_chains: false,
+    };
     let exit = match tracer.run(ingress) {
         Ok(exit) => exit,
         Err(refusal) => {
@@ -66,6 +78,8 @@ struct Tracer<'a> {
     in_interface: Option<String>,
     /// The Service that the packet was meant for, once it is known.
     origin: Option<Origin>,
+    /// Whether the iptables room's chains replace its source when it leaves.
+    is_marked_by_chains: bool,
 }
 
 impl Tracer<'_> {
@@ -132,6 +146,9 @@ impl Tracer<'_> {
 
     /// A hook that may rewrite the destination.
     fn translate(&mut self, hook: Hook, out: Option<&str>) -> Result<(), Refusal> {
+        if let Some(chains) = self.programs.iptables {
+            return self.through_chains(chains, hook);
+        }
         let before = self.packet;
         let outcome = self.at(hook, out);
         self.packet = outcome.packet;
@@ -158,6 +175,60 @@ impl Tracer<'_> {
             }
         }
         self.verdict(&outcome)
+    }
+
+    /// The iptables room's chains, all of them at once: what it does on the way in decides what it does later.
+    fn through_chains(&mut self, chains: &iptables::Program, hook: Hook) -> Result<(), Refusal> {
+        let before = self.packet;
+        let environment = iptables::Environment {
+            in_interface: (hook == Hook::Prerouting).then(|| self.in_interface()),
+            local_addresses: self.environment(None).local_addresses,
+            ..iptables::Environment::default()
+        };
+        let outcome = iptables::interpret(chains, &before, &environment);
+        let wanted = |branch: &&iptables::Branch| match self.choice {
+            Choice::First => true,
+            Choice::Endpoint(endpoint) => branch.backend == Some(endpoint),
+        };
+        let Some(branch) = outcome.branches.iter().find(wanted).or(outcome.branches.first()) else { return Ok(()) };
+        let mut origins: Vec<Origin> = branch.steps.iter().filter_map(|step| step.origin.clone()).collect();
+        origins.dedup();
+        let service = origins.iter().find(|origin| origin.kind == ObjectKind::Service).cloned();
+        if service.is_some() {
+            self.origin.clone_from(&service);
+        }
+        self.is_marked_by_chains = branch.masqueraded;
+        if let Some(backend) = branch.backend {
+            (self.packet.destination, self.packet.destination_port) = (backend.ip(), backend.port());
+            let alternatives: Vec<SocketAddr> = outcome.backends().into_iter().collect();
+            let number = alternatives.iter().position(|it| *it == backend).map_or(1, |position| position + 1);
+            let detail = format!("{number} of {}", alternatives.len());
+            let endpoint = origins.iter().find(|origin| origin.kind == ObjectKind::EndpointSlice).cloned();
+            self.hop(Stage::Services, "iptables", before, detail, service.into_iter().chain(endpoint));
+            if let Some(hop) = self.hops.last_mut() {
+                hop.alternatives = alternatives;
+            }
+        }
+        let (how, why) = match branch.verdict {
+            iptables::Verdict::Accept => return Ok(()),
+            iptables::Verdict::Drop => ("dropped", "no endpoint serves this client"),
+            iptables::Verdict::Reject => ("rejected", "it has no endpoints that serve"),
+        };
+        let rule = branch.steps.last().and_then(|step| step.comment.clone());
+        let cause = rule.map(|comment| format!(" by the rule \"{comment}\"")).unwrap_or_default();
+        let origin = self.origin.clone();
+        Err(Refusal { how: how.to_owned(), reason: format!("{how}{cause}: {why}"), origin })
+    }
+
+    /// Where the packet comes in: a pod's by the bridge, all others by the link to other nodes.
+    fn in_interface(&self) -> String {
+        match self.programs.netlink.pod_of(self.packet.source) {
+            Some(pod) => pod.bridge.clone(),
+            None => match netlink::route(self.programs.netlink, self.programs.surroundings, self.packet.source) {
+                RouteDecision::Via { device, .. } | RouteDecision::Local { device, .. } => device,
+                RouteDecision::Unreachable { .. } => String::new(),
+            },
+        }
     }
 
     /// A hook that only lets pass or refuses.
@@ -233,6 +304,12 @@ impl Tracer<'_> {
     fn masquerade(&mut self, device: &str, gateway: Option<IpAddr>) -> Result<(), Refusal> {
         let before = self.packet;
         let towards = gateway.unwrap_or(before.destination);
+        if self.is_marked_by_chains {
+            self.packet.source = self.address_on(device, towards).unwrap_or(before.source);
+            let detail = "the kernel chooses the port".to_owned();
+            self.hop(Stage::Masquerade, "iptables", before, detail, self.origin.clone());
+            return Ok(());
+        }
         let mut environment = self.environment(Some(device));
         environment.out_address = self.address_on(device, towards);
         let outcome = nftables::interpret(

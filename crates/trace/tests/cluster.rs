@@ -43,6 +43,7 @@ impl Cluster for TestCluster {
             node,
             netlink: &compiled.netlink,
             nftables: &compiled.nftables,
+            iptables: None,
             surroundings: &compiled.surroundings,
         };
         Ok(trace_node(&programs, packet, &ingress, choice))

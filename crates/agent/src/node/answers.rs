@@ -113,7 +113,8 @@ fn program<P: KernelPort>(engine: &Engine<P>, room: &str) -> AdminAnswer {
     let text = match room {
         "netlink" => engine.netlink_program().map(netlink::render),
         "nftables" => engine.nftables_program().map(nftables::render),
-        _ => return AdminAnswer::text(StatusCode::NOT_FOUND, "there are the rooms netlink and nftables"),
+        "iptables" | "ipset" | "ipvs" => Some(engine.render_room(room).unwrap_or_default()),
+        _ => return AdminAnswer::text(StatusCode::NOT_FOUND, "there are netlink, nftables, iptables, ipset and ipvs"),
     };
     AdminAnswer::text(StatusCode::OK, text.unwrap_or_default())
 }
@@ -123,6 +124,12 @@ fn trace<P: KernelPort>(engine: &Engine<P>, config: &AgentConfig, question: &Tra
         let reason = engine.waiting().map(ToString::to_string).unwrap_or_default();
         return AdminAnswer::text(StatusCode::SERVICE_UNAVAILABLE, reason);
     };
-    let programs = NodePrograms { node: &config.node, netlink, nftables, surroundings: engine.surroundings() };
+    let programs = NodePrograms {
+        node: &config.node,
+        netlink,
+        nftables,
+        iptables: engine.iptables_program(),
+        surroundings: engine.surroundings(),
+    };
     AdminAnswer::json(&portolan_trace::trace_node(&programs, question.packet, &question.ingress, question.choice))
 }

@@ -12,27 +12,26 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use portolan_intent::services::{HealthCheck, ServicesCompiler};
-use portolan_intent::{FabricMode, NodeView, fabric, masquerade, wiring};
+use portolan_intent::services::HealthCheck;
+use portolan_intent::{FabricMode, NodeView, wiring};
 use portolan_kernel::KernelError;
 use portolan_kernel::monitor::Event;
 use portolan_net::{Family, IpNet, MacAddress, ObjectKey, ObjectKind};
 use portolan_program::netlink::{self, Surroundings};
-use portolan_program::nftables;
+use portolan_program::{iptables, nftables};
 use portolan_state::{AttachmentKey, Change, Dirty, Node, NodeTunnel, Problem, Snapshot, Writer};
 
+use super::compiled::{Compiled, health_ports, node_addresses, view};
 use super::port::KernelPort;
 use super::refusals::{self, Refusals};
-use crate::config::AgentConfig;
+use super::rooms::Steps;
+use crate::config::{AgentConfig, ServicesMode};
 use crate::metrics::Metrics;
 use crate::proxy::ProblemBoard;
 
 /// Tables that must have been listed in full before the kernel is touched. Pods serve names and traces
 /// only, so the data plane does not wait for them.
 const NEEDED: &[ObjectKind] = &[ObjectKind::Node, ObjectKind::Service, ObjectKind::EndpointSlice];
-
-/// How many frontends are compiled at a time where nobody asks for each one's changes.
-const FRONTENDS_PER_STEP: usize = 256;
 
 /// How many nftables changes are in memory at a time: as many as the kernel gets in one transaction.
 const CHANGES_PER_STEP: usize = 20_000;
@@ -94,7 +93,7 @@ pub struct Engine<P> {
     snapshot: Snapshot,
     /// Keys that changed before the engine could use them.
     pending: Dirty,
-    compiled: Option<Compiled>,
+    compiled: Option<Compiled<P>>,
     waiting: Option<Waiting>,
     others: Surroundings,
     /// Rooms whose kernel side must be read again at the next cycle.
@@ -109,21 +108,13 @@ pub struct Engine<P> {
 struct Rooms {
     netlink: bool,
     nftables: bool,
+    /// The rooms that serve Services in another mode than nftables.
+    services: bool,
 }
 
 impl Rooms {
-    const NONE: Rooms = Rooms { netlink: false, nftables: false };
-    const ALL: Rooms = Rooms { netlink: true, nftables: true };
-}
-
-/// Everything that follows from a view. A new view starts it anew.
-struct Compiled {
-    view: NodeView,
-    services: ServicesCompiler,
-    nftables: nftables::Compiler,
-    /// What rtnetlink must hold, and is believed to hold between readings.
-    wanted: netlink::Program,
-    problems: Vec<Problem>,
+    const NONE: Rooms = Rooms { netlink: false, nftables: false, services: false };
+    const ALL: Rooms = Rooms { netlink: true, nftables: true, services: true };
 }
 
 impl<P: KernelPort> Engine<P> {
@@ -181,6 +172,18 @@ impl<P: KernelPort> Engine<P> {
     /// The nftables room's program.
     pub fn nftables_program(&self) -> Option<&nftables::Program> {
         self.compiled.as_ref().map(|compiled| compiled.nftables.program())
+    }
+
+    /// The text of a room that serves Services in a mode other than nftables.
+    pub fn render_room(&self, name: &str) -> Option<String> {
+        let compiled = self.compiled.as_ref()?;
+        compiled.rooms.iter().find(|room| room.is_used() && room.name() == name).map(|room| room.render())
+    }
+
+    /// The iptables room's program, where that serves Services.
+    pub fn iptables_program(&self) -> Option<&iptables::Program> {
+        let rooms = self.compiled.iter().flat_map(|compiled| &compiled.rooms);
+        rooms.filter(|room| room.is_used()).find_map(|room| room.program().downcast_ref())
     }
 
     /// The frontends of Services.
@@ -250,6 +253,7 @@ impl<P: KernelPort> Engine<P> {
     pub fn retry(&mut self) {
         self.stale.netlink |= self.failed.netlink;
         self.stale.nftables |= self.failed.nftables;
+        self.stale.services |= self.failed.services;
     }
 
     /// Whether something waits for [`Engine::retry`].
@@ -266,10 +270,34 @@ impl<P: KernelPort> Engine<P> {
     /// gathers them for a moment first, so that a busy neighbour does not make every cycle read the kernel.
     pub fn noticed(&mut self, event: &Event) {
         match event {
-            Event::Ruleset => self.stale.nftables = true,
+            Event::Ruleset => {
+                self.stale.nftables = true;
+                self.look_after_services();
+            }
             Event::Link(_) | Event::Address | Event::Route | Event::Neighbour => self.stale.netlink = true,
             Event::Overrun => self.stale = Rooms::ALL,
         }
+    }
+
+    /// Whether others took away what serves Services: a cheap look, for what the kernel does not tell of, and
+    /// for what it tells of without saying what it was.
+    pub fn look_after_services(&mut self) {
+        let Some(compiled) = &self.compiled else { return };
+        let mut used = compiled.rooms.iter().filter(|room| room.is_used());
+        self.stale.services |= !used.all(|room| room.is_intact(&mut self.port));
+    }
+
+    /// Whether something of a room ends gently: [`Engine::settle`] is to be called in a while.
+    pub fn has_leaving(&self) -> bool {
+        self.compiled.iter().flat_map(|compiled| &compiled.rooms).any(|room| room.has_leaving())
+    }
+
+    /// Lets go of what has ended by now.
+    pub fn settle(&mut self) {
+        let Some(compiled) = &mut self.compiled else { return };
+        let mut outcome = Outcome::default();
+        let settled: Vec<_> = compiled.rooms.iter_mut().filter_map(|room| room.settle(&mut self.port).ok()).collect();
+        settled.into_iter().for_each(|steps| self.record(steps, &mut outcome));
     }
 
     /// Brings the kernel up to the tables.
@@ -340,7 +368,16 @@ impl<P: KernelPort> Engine<P> {
         let Some(compiled) = &mut self.compiled else { return outcome };
         if !dirty.services.is_empty() {
             let updates = compiled.services.update(&self.snapshot, dirty);
-            let changes = compiled.nftables.update_services(&updates);
+            compiled.facts.health_ports = health_ports(&compiled.services);
+            let mut steps = Vec::new();
+            for room in compiled.rooms.iter_mut().filter(|room| room.is_used()) {
+                steps.push(room.follow(&mut self.port, &updates, &compiled.facts));
+            }
+            let changes = match compiled.mode {
+                ServicesMode::Nftables => compiled.nftables.update_services(&updates),
+                _ => Vec::new(),
+            };
+            steps.into_iter().for_each(|steps| self.record(steps, &mut outcome));
             self.apply_nftables(&changes, &mut outcome);
         }
         outcome
@@ -361,31 +398,91 @@ impl<P: KernelPort> Engine<P> {
         };
         let mut dirty = std::mem::take(&mut self.pending);
         if !is_known {
-            self.compiled = Some(Compiled::new(view));
+            self.compiled = Some(Compiled::new(view, &self.config, &mut self.port));
             dirty = Dirty::everything(&self.snapshot);
         }
         let mut outcome = Outcome { ran: true, ..Outcome::default() };
         let is_tables_read = tables.is_some();
         let Some(compiled) = &mut self.compiled else { return Ok(outcome) };
         compiled.compile_netlink(&self.snapshot);
-        let table_changes = compiled.compile_nftables(&self.snapshot, &dirty, is_tables_read);
+        compiled.facts.addresses = node_addresses(node, &self.others);
+        compiled.facts.prefixes.clone_from(&node.pod_prefixes);
+        let is_compared = self.stale.services || !is_known;
+        let table_changes =
+            compiled.compile_services(&self.snapshot, &dirty, is_tables_read, &mut self.port, is_compared);
         let changes = netlink::diff(&compiled.wanted, &observed.ours, &self.others);
         // What is read now is known now, and what is refused is refused anew.
         self.stale = Rooms::NONE;
         self.failed.netlink = false;
+        self.failed.services &= !is_compared;
         self.refusals.forget_netlink();
         if is_tables_read {
             self.failed.nftables = false;
-            self.refusals.forget_nftables();
+            self.refusals.forget_services("nftables");
         }
         // A copy of a program shares all that is large.
         let wanted = is_tables_read.then(|| compiled.nftables.program().clone());
+        let (table_changes, room_steps) = table_changes;
         self.apply_netlink(&changes, &mut outcome);
+        room_steps.into_iter().for_each(|steps| self.record(steps, &mut outcome));
+        // What serves comes before what served goes, so that there is no moment with neither.
+        if is_compared && !self.compare_rooms(true, &mut outcome) {
+            self.stale.nftables |= is_tables_read;
+            return Ok(outcome);
+        }
         match (wanted, tables) {
             (Some(wanted), Some(observed)) => self.apply_difference(&wanted, &observed, &mut outcome),
             _ => self.apply_nftables(&table_changes, &mut outcome),
         }
+        let may_leave = self.compiled.as_ref().is_some_and(|compiled| !compiled.is_alone) && !self.failed.nftables;
+        if may_leave {
+            let is_alone = self.compare_rooms(false, &mut outcome);
+            if let Some(compiled) = &mut self.compiled {
+                compiled.is_alone = is_alone;
+            }
+        }
         Ok(outcome)
+    }
+
+    /// Compares the rooms that serve Services with the kernel, or those in which nothing is wanted. Returns
+    /// whether everything is as it must be.
+    fn compare_rooms(&mut self, used: bool, outcome: &mut Outcome) -> bool {
+        let Some(compiled) = &mut self.compiled else { return false };
+        let mut is_done = true;
+        let mut steps = Vec::new();
+        for room in compiled.rooms.iter_mut().filter(|room| room.is_used() == used) {
+            self.refusals.forget_services(room.name());
+            match room.compare(&mut self.port) {
+                Ok(taken) => steps.push(taken),
+                Err(error) => {
+                    is_done = false;
+                    self.failed.services = true;
+                    let what = if used { "read what serves Services" } else { "look for what other modes left" };
+                    self.refusals.services(room.name(), what, &error);
+                    outcome.failures.push(format!("{}: {error}", room.name()));
+                }
+            }
+        }
+        for steps in steps {
+            is_done &= steps.failed.is_empty() && !steps.pending;
+            self.record(steps, outcome);
+        }
+        is_done
+    }
+
+    /// Counts what a room did, and keeps what was refused.
+    fn record(&mut self, steps: Steps, outcome: &mut Outcome) {
+        if steps.changes == 0 {
+            return;
+        }
+        outcome.changes += steps.changes;
+        outcome.messages += steps.messages;
+        self.metrics.applied(steps.room, steps.changes, steps.failed.len(), steps.messages);
+        for (change, error) in steps.failed {
+            self.refusals.services(steps.room, &change, &error);
+            outcome.failures.push(format!("{change}: {error}"));
+            self.failed.services = true;
+        }
     }
 
     fn apply_netlink(&mut self, changes: &[netlink::Change], outcome: &mut Outcome) {
@@ -428,8 +525,9 @@ impl<P: KernelPort> Engine<P> {
         outcome.messages += applied.messages;
         self.metrics.applied("nftables", changes.len(), applied.failed.len(), applied.messages);
         for (change, error) in applied.failed {
-            self.refusals.nftables(&change, &error);
-            outcome.failures.push(format!("{}: {error}", nftables::render_changes(&[change]).trim_end()));
+            let text = nftables::render_changes(&[change]);
+            self.refusals.services("nftables", &text, &error);
+            outcome.failures.push(format!("{}: {error}", text.trim_end()));
             self.failed.nftables = true;
         }
     }
@@ -462,6 +560,9 @@ impl<P: KernelPort> Engine<P> {
         }
         let changes = nftables::diff(compiled.nftables.program(), &tables);
         text.push_str(&nftables::render_changes(&changes));
+        for room in &compiled.rooms {
+            text.push_str(&room.plan(&mut self.port)?);
+        }
         Ok(text)
     }
 
@@ -481,84 +582,6 @@ impl<P: KernelPort> Engine<P> {
     pub fn pod_prefixes(&self) -> Vec<IpNet> {
         self.snapshot.nodes.get(&self.config.node).map(|node| node.pod_prefixes.clone()).unwrap_or_default()
     }
-}
-
-impl Compiled {
-    fn new(view: NodeView) -> Compiled {
-        let families = nftables::families_of(&view);
-        Compiled {
-            services: ServicesCompiler::new(view.node.clone(), view.proxy.clone()),
-            nftables: nftables::Compiler::new(&view, &families),
-            wanted: netlink::Program::default(),
-            problems: Vec::new(),
-            view,
-        }
-    }
-
-    /// Compiles all of the netlink room, and returns what it was.
-    fn compile_netlink(&mut self, snapshot: &Snapshot) -> netlink::Program {
-        let (fabric, problems) = fabric::compile(snapshot, &self.view);
-        let wiring = wiring::compile(snapshot, &self.view);
-        self.problems = problems;
-        std::mem::replace(&mut self.wanted, netlink::compile(&fabric, &wiring, &self.view))
-    }
-
-    /// Compiles the pod interfaces that changed, and returns the steps: a pod that comes or goes costs
-    /// the same whatever the number of pods and nodes.
-    fn compile_pods(&mut self, snapshot: &Snapshot, dirty: &Dirty) -> Vec<netlink::Change> {
-        let wiring = wiring::compile_some(snapshot, &self.view, &dirty.attachments);
-        let mut is = netlink::Program::default();
-        for key in &dirty.attachments {
-            is.pods.extend(self.wanted.pods.remove_entry(key));
-        }
-        let want = netlink::Program { pods: netlink::compile_pods(&wiring, &self.view), ..netlink::Program::default() };
-        self.wanted.pods.extend(want.pods.iter().map(|(key, pod)| (key.clone(), pod.clone())));
-        netlink::diff(&want, &is, &Surroundings::default())
-    }
-
-    /// Follows the tables. Where the kernel is compared as a whole, nobody wants each change.
-    fn compile_nftables(&mut self, snapshot: &Snapshot, dirty: &Dirty, is_compared: bool) -> Vec<nftables::Change> {
-        let masquerade = masquerade::compile(snapshot, &self.view);
-        let updates = self.services.update(snapshot, dirty);
-        if is_compared {
-            for part in updates.chunks(FRONTENDS_PER_STEP) {
-                self.nftables.update_services(part);
-            }
-            self.nftables.set_masquerade(&masquerade);
-            return Vec::new();
-        }
-        let mut changes = self.nftables.update_services(&updates);
-        changes.extend(self.nftables.set_masquerade(&masquerade));
-        changes
-    }
-}
-
-/// Who this node is, from its configuration, its entry in the cluster, and its links.
-fn view(config: &AgentConfig, node: &Node, others: &Surroundings) -> Result<NodeView, Waiting> {
-    let underlay = if let Some(name) = &config.underlay_interface {
-        others.link(name).ok_or_else(|| Waiting::NoSuchLink(name.clone()))?
-    } else {
-        let holder = others.addresses.iter().find(|(_, prefix)| node.addresses.contains(&prefix.addr()));
-        holder.and_then(|(link, _)| others.link(link)).ok_or_else(|| Waiting::NoUnderlay {
-            node: node.name.to_string(),
-            addresses: node.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-        })?
-    };
-    // The configuration was checked when it was read.
-    let vni = config.vni().ok_or_else(|| Waiting::Kernel("the vni does not fit 24 bits".to_owned()))?;
-    Ok(NodeView {
-        node: config.node.clone(),
-        fabric: config.fabric,
-        vni,
-        vxlan_port: config.vxlan_port,
-        cluster_prefixes: config.cluster_prefixes.clone(),
-        service_prefixes: config.service_prefixes.clone(),
-        masquerade: config.masquerade,
-        underlay_interface: underlay.name.clone(),
-        underlay_mtu: underlay.mtu,
-        bridge: config.bridge.clone(),
-        proxy: config.proxy_settings(),
-    })
 }
 
 fn merge(into: &mut Dirty, from: Dirty) {

@@ -3,11 +3,11 @@
 //! A refusal stands until its room was read and written anew, or what it is about went away. It is
 //! logged once, when it is news, however often it is tried again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use portolan_kernel::KernelError;
 use portolan_net::NodeName;
-use portolan_program::{netlink, nftables};
+use portolan_program::netlink;
 use portolan_state::{AttachmentKey, ObjectRef, Problem};
 
 use crate::limits::REFUSALS_MAX;
@@ -17,7 +17,8 @@ use crate::limits::REFUSALS_MAX;
 pub(super) struct Refusals {
     node: NodeName,
     netlink: Room,
-    nftables: Room,
+    /// The rooms that serve Services, by name.
+    services: BTreeMap<&'static str, Room>,
     has_news: bool,
 }
 
@@ -31,7 +32,7 @@ struct Room {
 
 impl Refusals {
     pub(super) fn new(node: NodeName) -> Refusals {
-        Refusals { node, netlink: Room::default(), nftables: Room::default(), has_news: false }
+        Refusals { node, netlink: Room::default(), services: BTreeMap::new(), has_news: false }
     }
 
     /// The netlink room is about to be written anew: what is refused then is said again.
@@ -39,9 +40,10 @@ impl Refusals {
         self.netlink.before = std::mem::take(&mut self.netlink.now);
     }
 
-    /// The nftables room is about to be written anew.
-    pub(super) fn forget_nftables(&mut self) {
-        self.nftables.before = std::mem::take(&mut self.nftables.now);
+    /// A room that serves Services is about to be written anew.
+    pub(super) fn forget_services(&mut self, room: &'static str) {
+        let room = self.services.entry(room).or_default();
+        room.before = std::mem::take(&mut room.now);
     }
 
     /// These attachments changed or went: nothing is known of them until they are tried.
@@ -71,23 +73,22 @@ impl Refusals {
         !is_lost
     }
 
-    /// A change was refused.
-    pub(super) fn nftables(&mut self, change: &nftables::Change, error: &KernelError) {
-        let text = nftables::render_changes(std::slice::from_ref(change));
+    /// A change of a room that serves Services was refused; `change` is its text.
+    pub(super) fn services(&mut self, room: &'static str, change: &str, error: &KernelError) {
         let object = ObjectRef::Node(self.node.clone());
-        let reason = format!("`{}`: {error}", text.trim_end());
+        let reason = format!("`{}`: {error}", change.trim_end());
         let hint = "it is tried again; do what the reason says";
-        self.has_news |= self.nftables.note(object, "kernel", reason, hint);
+        self.has_news |= self.services.entry(room).or_default().note(object, "kernel", reason, hint);
     }
 
     /// All that stand.
     pub(super) fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.netlink.now.iter().chain(&self.nftables.now)
+        self.netlink.now.iter().chain(self.services.values().flat_map(|room| &room.now))
     }
 
     /// How many stand.
     pub(super) fn count(&self) -> usize {
-        self.netlink.now.len() + self.nftables.now.len()
+        self.netlink.now.len() + self.services.values().map(|room| room.now.len()).sum::<usize>()
     }
 
     /// Whether something was refused since the last call that was not refused before.

@@ -24,8 +24,9 @@ use crate::attachments::{AttachmentBook, BookError};
 use crate::cni_socket::{CniCall, CniSocket, CniSocketError};
 use crate::config::{AgentConfig, ServicesMode};
 use crate::limits::{
-    ADMIN_QUEUE, CNI_QUEUE, EVENTS_PER_CYCLE_MAX, HEALTH_TIMEOUT, MONITOR_WAIT_MILLISECONDS, NOTIFICATION_QUEUE,
-    REPAIR_DELAY, REPAIR_EVENTS_MAX, RESYNC_INTERVAL, RETRY_DELAY_MAX, RETRY_DELAY_MIN, SOURCE_QUEUE,
+    ADMIN_QUEUE, CNI_QUEUE, EVENTS_PER_CYCLE_MAX, HEALTH_TIMEOUT, LOOK_INTERVAL, MONITOR_WAIT_MILLISECONDS,
+    NOTIFICATION_QUEUE, REPAIR_DELAY, REPAIR_EVENTS_MAX, RESYNC_INTERVAL, RETRY_DELAY_MAX, RETRY_DELAY_MIN,
+    SOURCE_QUEUE,
 };
 use crate::metrics::Metrics;
 use crate::proxy::{Attendant, Synced};
@@ -52,9 +53,6 @@ pub enum RunError {
     /// A fault of ours: without the loop the agent would be there and do nothing.
     #[error("the agent's loop ended by itself, which is a fault of it: the log says where; start the agent again")]
     LoopEnded,
-    /// The configuration asks for a mode that the loop cannot run.
-    #[error("Services cannot be served in the {0} mode by this version; set `services: nftables` in the agent's file")]
-    Mode(ServicesMode),
     /// The operating system refuses.
     #[error("the agent's loop could not be started: {0}")]
     System(#[from] std::io::Error),
@@ -62,9 +60,6 @@ pub enum RunError {
 
 /// Runs the node's agent until `shutdown` is done. The data plane goes on forwarding afterwards.
 pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-    if config.services_mode() != ServicesMode::Nftables {
-        return Err(RunError::Mode(config.services_mode()));
-    }
     // The sockets come first: a second agent on the node ends here, before it touches anything.
     let admin = admin_socket::bind_unix(&config.runtime_directory.join("agent.sock"))?;
     let metrics_listener = match config.metrics_address {
@@ -100,8 +95,16 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
     let (notification_sender, notifications) = mpsc::channel(NOTIFICATION_QUEUE);
     std::thread::Builder::new().name("monitor".to_owned()).spawn(move || listen(monitor, &notification_sender))?;
     let (stop, stopped) = oneshot::channel();
-    let node_loop =
-        NodeLoop { config: config.clone(), engine, attendant, book, tunnel, retry: None, repair: Repair::default() };
+    let node_loop = NodeLoop {
+        look_at: (config.services_mode() != ServicesMode::Nftables).then(|| Instant::now() + LOOK_INTERVAL),
+        config: config.clone(),
+        engine,
+        attendant,
+        book,
+        tunnel,
+        retry: None,
+        repair: Repair::default(),
+    };
     // Dropped when the thread ends, also by a panic.
     let (alive, ended) = oneshot::channel::<()>();
     let thread = std::thread::Builder::new().name("node".to_owned()).spawn(move || {
@@ -154,6 +157,12 @@ pub fn clean_kernel<P: KernelPort>(kernel: &mut P) -> Result<Vec<String>, Kernel
     let failed = kernel.apply_nftables(&changes).failed;
     if let Some((_, error)) = failed.into_iter().next() {
         return Err(error);
+    }
+    for mut room in kernel.unused_rooms(None) {
+        lines.extend(room.plan(kernel)?.lines().map(str::to_owned));
+        if let Some((_, error)) = room.compare(kernel)?.failed.into_iter().next() {
+            return Err(error);
+        }
     }
     let changes = netlink::diff(&nothing, &observed.ours, &observed.others);
     lines.extend(changes.iter().map(ToString::to_string));
@@ -254,6 +263,8 @@ struct NodeLoop {
     tunnel: signal::Sender<Announcement>,
     retry: Option<Retry>,
     repair: Repair,
+    /// When that is looked at which the kernel does not tell of.
+    look_at: Option<Instant>,
 }
 
 impl NodeLoop {
@@ -274,7 +285,7 @@ impl NodeLoop {
         verbs::announce(&mut self.engine, &self.book);
         let mut resync_at = Instant::now() + RESYNC_INTERVAL;
         loop {
-            let wake = [self.repair.at, self.retry.as_ref().map(|retry| retry.at), Some(resync_at)];
+            let wake = [self.look_at, self.repair.at, self.retry.as_ref().map(|retry| retry.at), Some(resync_at)];
             let wake = wake.into_iter().flatten().min().unwrap_or(resync_at);
             tokio::select! {
                 biased;
@@ -299,6 +310,11 @@ impl NodeLoop {
         if is_due(Some(*resync_at)) {
             *resync_at = now + RESYNC_INTERVAL;
             self.engine.request_resync();
+        }
+        if is_due(self.look_at) {
+            self.look_at = Some(now + LOOK_INTERVAL);
+            self.engine.look_after_services();
+            self.engine.settle();
         }
         if is_due(self.retry.as_ref().map(|retry| retry.at)) {
             self.engine.retry();

@@ -72,6 +72,14 @@ impl NftablesRoom {
         Err(last)
     }
 
+    /// How many rules a chain of anybody's table has; none where there is no such chain. It reads that chain alone.
+    pub fn rule_count(&mut self, family: Family, table: &str, chain: &str) -> usize {
+        let rules = self.dump(GET_RULE, family, |it| {
+            it.put_str(rule::TABLE, table).put_str(rule::CHAIN, chain);
+        });
+        rules.map_or(0, |rules| rules.len())
+    }
+
     /// The port that marks notifications of our own requests.
     pub fn port(&self) -> u32 {
         self.socket.port()

@@ -1,0 +1,275 @@
+//! The rooms that serve Services in a mode other than nftables, as the engine keeps them.
+//!
+//! Every room is handled alike: it follows frontends that changed, and is compared as a whole with what the
+//! kernel holds when that is in doubt. A room that the mode has no use for is kept too, with nothing wanted:
+//! so what another mode, or a real kube-proxy, left on the node goes away, and only after what replaces it is
+//! there.
+
+use std::any::Any;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use portolan_intent::services::FrontendUpdate;
+use portolan_kernel::KernelError;
+use portolan_net::{IpNet, Port};
+
+use super::port::Applied;
+
+/// A program's compiler, and how its programs are compared and shown.
+pub trait Room {
+    /// The room's name.
+    const NAME: &'static str;
+    /// What the kernel must hold.
+    type Program: 'static;
+    /// One step.
+    type Change;
+
+    /// What the kernel must hold now.
+    fn program(&self) -> &Self::Program;
+    /// Follows frontends; returns the steps in their order.
+    fn update_services(&mut self, updates: &[FrontendUpdate]) -> Vec<Self::Change>;
+    /// Follows the node's own circumstances.
+    fn set_node(&mut self, node: &NodeFacts) -> Vec<Self::Change>;
+    /// The steps from what is observed to what is wanted.
+    fn diff(observed: &Self::Program, wanted: &Self::Program) -> Vec<Self::Change>;
+    /// The steps as the room's own text.
+    fn render_changes(changes: &[Self::Change]) -> String;
+    /// The program as the room's own text.
+    fn render(program: &Self::Program) -> String;
+    /// Takes over from what is observed what must end gently, before the two are compared.
+    fn adopt(&mut self, _observed: &Self::Program) {}
+    /// Whether something ends gently, and must be looked after.
+    fn has_leaving(&self) -> bool {
+        false
+    }
+}
+
+/// The kernel's side of a room.
+pub trait RoomPort<R: Room> {
+    /// What the kernel holds.
+    fn observe(&mut self) -> Result<R::Program, KernelError>;
+    /// Makes changes; one that fails does not stop unrelated ones.
+    fn apply(&mut self, changes: &[R::Change]) -> Applied<R::Change>;
+    /// Whether what is always there is there, by a cheap look.
+    fn is_intact(&mut self) -> bool {
+        true
+    }
+    /// Lets go of what has ended by now.
+    fn settle(&mut self, _room: &mut R) -> Result<Vec<R::Change>, KernelError> {
+        Ok(Vec::new())
+    }
+    /// What must stay for a while although nothing of the room is wanted: connections go through it.
+    fn spare(&mut self, _observed: &R::Program) -> Result<R::Program, KernelError>
+    where
+        R::Program: Default,
+    {
+        Ok(R::Program::default())
+    }
+}
+
+/// What rooms must know of the node beside Services.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Its addresses; the first of each family is the primary.
+    pub addresses: Vec<IpAddr>,
+    /// Its pod prefixes.
+    pub prefixes: Vec<IpNet>,
+    /// The ports at which load balancers ask for its health.
+    pub health_ports: BTreeSet<Port>,
+}
+
+/// What became of steps.
+#[derive(Debug, Default)]
+pub struct Steps {
+    /// The room.
+    pub room: &'static str,
+    /// How many there were.
+    pub changes: usize,
+    /// Messages, or lines, that they took.
+    pub messages: usize,
+    /// What was refused: the step as text, and why.
+    pub failed: Vec<(String, KernelError)>,
+    /// Whether something stays for a while, and must be looked at again.
+    pub pending: bool,
+}
+
+/// A room with its kernel side, whatever its types.
+pub trait KeptRoom<P> {
+    /// The room's name.
+    fn name(&self) -> &'static str;
+    /// Follows frontends that changed, and the node.
+    fn follow(&mut self, port: &mut P, updates: &[FrontendUpdate], node: &NodeFacts) -> Steps;
+    /// Follows in memory only: the kernel is compared afterwards.
+    fn learn(&mut self, updates: &[FrontendUpdate], node: &NodeFacts);
+    /// Reads the kernel and mends what differs.
+    fn compare(&mut self, port: &mut P) -> Result<Steps, KernelError>;
+    /// What [`KeptRoom::compare`] would do, as text.
+    fn plan(&self, port: &mut P) -> Result<String, KernelError>;
+    /// What the kernel must hold, as text.
+    fn render(&self) -> String;
+    /// What the kernel must hold, for whoever knows the room's type.
+    fn program(&self) -> &dyn Any;
+    /// Whether the mode uses it; if not, all that is found of it goes.
+    fn is_used(&self) -> bool;
+    /// Lets go of what has ended by now.
+    fn settle(&mut self, port: &mut P) -> Result<Steps, KernelError>;
+    /// Whether [`KeptRoom::settle`] has something to look after.
+    fn has_leaving(&self) -> bool;
+    /// A cheap look at whether others have taken all of it away. What they changed in part is found by
+    /// [`KeptRoom::compare`].
+    fn is_intact(&self, port: &mut P) -> bool;
+}
+
+/// A room that is in use.
+#[derive(Debug)]
+pub struct Kept<R> {
+    room: R,
+    node: NodeFacts,
+}
+
+impl<R: Room> Kept<R> {
+    /// A room that has seen nothing yet.
+    pub fn new(room: R) -> Kept<R> {
+        Kept { room, node: NodeFacts::default() }
+    }
+
+    fn changes(&mut self, updates: &[FrontendUpdate], node: &NodeFacts) -> Vec<R::Change> {
+        let mut changes = Vec::new();
+        if self.node != *node {
+            self.node = node.clone();
+            changes = self.room.set_node(node);
+        }
+        changes.extend(self.room.update_services(updates));
+        changes
+    }
+}
+
+impl<R: Room, P: RoomPort<R>> KeptRoom<P> for Kept<R> {
+    fn name(&self) -> &'static str {
+        R::NAME
+    }
+
+    fn follow(&mut self, port: &mut P, updates: &[FrontendUpdate], node: &NodeFacts) -> Steps {
+        let changes = self.changes(updates, node);
+        apply::<R, P>(port, &changes)
+    }
+
+    fn learn(&mut self, updates: &[FrontendUpdate], node: &NodeFacts) {
+        self.changes(updates, node);
+    }
+
+    fn compare(&mut self, port: &mut P) -> Result<Steps, KernelError> {
+        let observed = port.observe()?;
+        self.room.adopt(&observed);
+        Ok(apply::<R, P>(port, &R::diff(&observed, self.room.program())))
+    }
+
+    fn plan(&self, port: &mut P) -> Result<String, KernelError> {
+        Ok(R::render_changes(&R::diff(&port.observe()?, self.room.program())))
+    }
+
+    fn render(&self) -> String {
+        R::render(self.room.program())
+    }
+
+    fn program(&self) -> &dyn Any {
+        self.room.program()
+    }
+
+    fn settle(&mut self, port: &mut P) -> Result<Steps, KernelError> {
+        let changes = port.settle(&mut self.room)?;
+        Ok(apply::<R, P>(port, &changes))
+    }
+
+    fn has_leaving(&self) -> bool {
+        self.room.has_leaving()
+    }
+
+    fn is_used(&self) -> bool {
+        true
+    }
+
+    fn is_intact(&self, port: &mut P) -> bool {
+        port.is_intact()
+    }
+}
+
+/// A room that another mode uses, or used: nothing of it is wanted.
+#[derive(Debug)]
+pub struct Unused<R: Room> {
+    nothing: R::Program,
+}
+
+impl<R: Room> Default for Unused<R>
+where
+    R::Program: Default,
+{
+    fn default() -> Unused<R> {
+        Unused { nothing: R::Program::default() }
+    }
+}
+
+impl<R: Room, P: RoomPort<R>> KeptRoom<P> for Unused<R>
+where
+    R::Program: Default + PartialEq,
+{
+    fn name(&self) -> &'static str {
+        R::NAME
+    }
+
+    fn follow(&mut self, _: &mut P, _: &[FrontendUpdate], _: &NodeFacts) -> Steps {
+        Steps { room: R::NAME, ..Steps::default() }
+    }
+
+    fn learn(&mut self, _: &[FrontendUpdate], _: &NodeFacts) {}
+
+    fn compare(&mut self, port: &mut P) -> Result<Steps, KernelError> {
+        let observed = port.observe()?;
+        let spared = port.spare(&observed)?;
+        let pending = spared != self.nothing;
+        Ok(Steps { pending, ..apply::<R, P>(port, &R::diff(&observed, &spared)) })
+    }
+
+    fn plan(&self, port: &mut P) -> Result<String, KernelError> {
+        Ok(R::render_changes(&R::diff(&port.observe()?, &self.nothing)))
+    }
+
+    fn render(&self) -> String {
+        String::new()
+    }
+
+    fn program(&self) -> &dyn Any {
+        &self.nothing
+    }
+
+    fn settle(&mut self, _: &mut P) -> Result<Steps, KernelError> {
+        Ok(Steps { room: R::NAME, ..Steps::default() })
+    }
+
+    fn has_leaving(&self) -> bool {
+        false
+    }
+
+    fn is_used(&self) -> bool {
+        false
+    }
+
+    fn is_intact(&self, _: &mut P) -> bool {
+        true
+    }
+}
+
+fn apply<R: Room, P: RoomPort<R>>(port: &mut P, changes: &[R::Change]) -> Steps {
+    if changes.is_empty() {
+        return Steps { room: R::NAME, ..Steps::default() };
+    }
+    let applied = port.apply(changes);
+    let text = |change: &R::Change| R::render_changes(std::slice::from_ref(change)).trim_end().to_owned();
+    Steps {
+        room: R::NAME,
+        changes: changes.len(),
+        messages: applied.messages,
+        failed: applied.failed.iter().map(|(change, error)| (text(change), error.clone())).collect(),
+        pending: false,
+    }
+}

@@ -1,0 +1,312 @@
+//! Which rooms a mode of Services uses, and their kernel sides.
+
+use std::sync::Arc;
+
+use portolan_intent::NodeView;
+use portolan_intent::services::FrontendUpdate;
+use portolan_kernel::KernelError;
+use portolan_kernel::iptables::Backend;
+use portolan_net::{Family, Protocol};
+use portolan_program::ipvs::RealServer;
+use portolan_program::{ipset, iptables, ipvs};
+
+use super::port::{Applied, RealKernel};
+use super::rooms::{Kept, KeptRoom, NodeFacts, Room, RoomPort, Unused};
+use crate::config::{AgentConfig, ServicesMode};
+
+type Rooms = Vec<Box<dyn KeptRoom<RealKernel> + Send>>;
+
+/// The rooms beside nftables that a mode uses, in the order of their application.
+pub(super) fn used(config: &AgentConfig, view: &NodeView, families: &[Family]) -> Rooms {
+    match config.services_mode() {
+        ServicesMode::Nftables => Vec::new(),
+        ServicesMode::Iptables => vec![Box::new(Kept::new(iptables::Compiler::new(view, families)))],
+        ServicesMode::Ipvs => {
+            let settings = config.ipvs_settings();
+            // Chains refer to sets, and what IPVS balances must find both.
+            vec![
+                Box::new(Kept::new(ipset::Compiler::new(view, families))),
+                Box::new(Kept::new(IpvsChains::new(view, families))),
+                Box::new(Kept::new(ipvs::Compiler::with_settings(view, families, settings))),
+            ]
+        }
+    }
+}
+
+/// The rooms that a mode does not use, in the order in which they are emptied.
+pub(super) fn unused(mode: Option<ServicesMode>) -> Rooms {
+    let mut rooms: Rooms = Vec::new();
+    if mode != Some(ServicesMode::Ipvs) {
+        rooms.push(Box::new(Unused::<ipvs::Compiler>::default()));
+    }
+    if !matches!(mode, Some(ServicesMode::Iptables | ServicesMode::Ipvs)) {
+        rooms.push(Box::new(Unused::<iptables::Compiler>::default()));
+    }
+    if mode != Some(ServicesMode::Ipvs) {
+        rooms.push(Box::new(Unused::<ipset::Compiler>::default()));
+    }
+    rooms
+}
+
+impl Room for iptables::Compiler {
+    const NAME: &'static str = "iptables";
+    type Program = iptables::Program;
+    type Change = iptables::Change;
+
+    fn program(&self) -> &iptables::Program {
+        iptables::Compiler::program(self)
+    }
+
+    fn update_services(&mut self, updates: &[FrontendUpdate]) -> Vec<iptables::Change> {
+        iptables::Compiler::update_services(self, updates)
+    }
+
+    fn set_node(&mut self, node: &NodeFacts) -> Vec<iptables::Change> {
+        let mut changes = self.set_node_addresses(&node.addresses);
+        changes.extend(self.set_node_prefixes(&node.prefixes));
+        changes.extend(self.set_health_ports(&node.health_ports));
+        changes
+    }
+
+    fn diff(observed: &iptables::Program, wanted: &iptables::Program) -> Vec<iptables::Change> {
+        iptables::diff(observed, wanted)
+    }
+
+    fn render_changes(changes: &[iptables::Change]) -> String {
+        Family::ALL.into_iter().map(|family| iptables::render_restore(changes, family)).collect()
+    }
+
+    fn render(program: &iptables::Program) -> String {
+        iptables::render(program)
+    }
+}
+
+impl RoomPort<iptables::Compiler> for RealKernel {
+    fn observe(&mut self) -> Result<iptables::Program, KernelError> {
+        self.iptables()?.observe()
+    }
+
+    fn apply(&mut self, changes: &[iptables::Change]) -> Applied<iptables::Change> {
+        apply_iptables(self, changes)
+    }
+
+    /// The legacy backend is asked for the sizes of its tables. Of the nft backend the kernel tells by notification,
+    /// and two chains that always have rules are looked at: whoever flushes a table empties them too.
+    fn is_intact(&mut self) -> bool {
+        match self.iptables().map(|room| (room.backend(), room.was_touched())) {
+            Err(_) => false,
+            Ok((Backend::Legacy, was_touched)) => !was_touched,
+            Ok((Backend::Nft, _)) => Family::ALL.into_iter().any(|family| {
+                let mut has_rules = |table, chain| self.nftables().rule_count(family, table, chain) > 0;
+                has_rules("nat", "KUBE-POSTROUTING") && has_rules("filter", "KUBE-FORWARD")
+            }),
+        }
+    }
+}
+
+fn apply_iptables(kernel: &mut RealKernel, changes: &[iptables::Change]) -> Applied<iptables::Change> {
+    match kernel.iptables() {
+        Ok(room) => {
+            let report = room.apply(changes);
+            Applied::numbered(changes, report.failed, report.restores)
+        }
+        Err(error) => Applied::refused(changes, &error),
+    }
+}
+
+/// The chains of the ipvs mode. They look members of sets up, so that no Service changes them.
+struct IpvsChains {
+    view: NodeView,
+    families: Vec<Family>,
+    program: iptables::Program,
+}
+
+impl IpvsChains {
+    fn new(view: &NodeView, families: &[Family]) -> IpvsChains {
+        let program = iptables::chains_for_ipvs(view, families, &[]);
+        IpvsChains { view: view.clone(), families: families.to_vec(), program }
+    }
+}
+
+impl Room for IpvsChains {
+    const NAME: &'static str = "iptables";
+    type Program = iptables::Program;
+    type Change = iptables::Change;
+
+    fn program(&self) -> &iptables::Program {
+        &self.program
+    }
+
+    fn update_services(&mut self, _: &[FrontendUpdate]) -> Vec<iptables::Change> {
+        Vec::new()
+    }
+
+    fn set_node(&mut self, node: &NodeFacts) -> Vec<iptables::Change> {
+        let program = iptables::chains_for_ipvs(&self.view, &self.families, &node.prefixes);
+        let changes = iptables::diff(&self.program, &program);
+        self.program = program;
+        changes
+    }
+
+    fn diff(observed: &iptables::Program, wanted: &iptables::Program) -> Vec<iptables::Change> {
+        iptables::diff(observed, wanted)
+    }
+
+    fn render_changes(changes: &[iptables::Change]) -> String {
+        <iptables::Compiler as Room>::render_changes(changes)
+    }
+
+    fn render(program: &iptables::Program) -> String {
+        iptables::render(program)
+    }
+}
+
+impl RoomPort<IpvsChains> for RealKernel {
+    fn observe(&mut self) -> Result<iptables::Program, KernelError> {
+        self.iptables()?.observe()
+    }
+
+    fn apply(&mut self, changes: &[iptables::Change]) -> Applied<iptables::Change> {
+        apply_iptables(self, changes)
+    }
+
+    fn is_intact(&mut self) -> bool {
+        RoomPort::<iptables::Compiler>::is_intact(self)
+    }
+}
+
+impl Room for ipset::Compiler {
+    const NAME: &'static str = "ipset";
+    type Program = ipset::Program;
+    type Change = ipset::Change;
+
+    fn program(&self) -> &ipset::Program {
+        ipset::Compiler::program(self)
+    }
+
+    fn update_services(&mut self, updates: &[FrontendUpdate]) -> Vec<ipset::Change> {
+        ipset::Compiler::update_services(self, updates)
+    }
+
+    fn set_node(&mut self, node: &NodeFacts) -> Vec<ipset::Change> {
+        let mut changes = self.set_node_addresses(&node.addresses);
+        changes.extend(self.set_health_ports(&node.health_ports));
+        changes
+    }
+
+    fn diff(observed: &ipset::Program, wanted: &ipset::Program) -> Vec<ipset::Change> {
+        ipset::diff(observed, wanted)
+    }
+
+    fn render_changes(changes: &[ipset::Change]) -> String {
+        changes.iter().map(|change| ipset::render_change(change) + "\n").collect()
+    }
+
+    fn render(program: &ipset::Program) -> String {
+        ipset::render(program)
+    }
+}
+
+impl RoomPort<ipset::Compiler> for RealKernel {
+    fn observe(&mut self) -> Result<ipset::Program, KernelError> {
+        self.ipset()?.observe()
+    }
+
+    fn apply(&mut self, changes: &[ipset::Change]) -> Applied<ipset::Change> {
+        match self.ipset() {
+            Ok(room) => {
+                let report = room.apply(changes);
+                Applied::numbered(changes, report.failed, report.messages)
+            }
+            Err(error) => Applied::refused(changes, &error),
+        }
+    }
+}
+
+impl Room for ipvs::Compiler {
+    const NAME: &'static str = "ipvs";
+    type Program = ipvs::Program;
+    type Change = ipvs::Change;
+
+    fn program(&self) -> &ipvs::Program {
+        ipvs::Compiler::program(self)
+    }
+
+    fn update_services(&mut self, updates: &[FrontendUpdate]) -> Vec<ipvs::Change> {
+        ipvs::Compiler::update_services(self, updates)
+    }
+
+    fn set_node(&mut self, node: &NodeFacts) -> Vec<ipvs::Change> {
+        let mut changes = self.set_node_addresses(&node.addresses);
+        changes.extend(self.set_health_ports(&node.health_ports));
+        changes
+    }
+
+    fn diff(observed: &ipvs::Program, wanted: &ipvs::Program) -> Vec<ipvs::Change> {
+        ipvs::diff(observed, wanted)
+    }
+
+    fn render_changes(changes: &[ipvs::Change]) -> String {
+        changes.iter().map(|change| ipvs::render_change(change) + "\n").collect()
+    }
+
+    fn render(program: &ipvs::Program) -> String {
+        ipvs::render(program)
+    }
+
+    fn adopt(&mut self, observed: &ipvs::Program) {
+        ipvs::Compiler::adopt(self, observed);
+    }
+
+    fn has_leaving(&self) -> bool {
+        self.leaving().next().is_some()
+    }
+}
+
+impl RoomPort<ipvs::Compiler> for RealKernel {
+    fn observe(&mut self) -> Result<ipvs::Program, KernelError> {
+        self.ipvs()?.observe()
+    }
+
+    fn apply(&mut self, changes: &[ipvs::Change]) -> Applied<ipvs::Change> {
+        match self.ipvs() {
+            Ok(room) => {
+                let report = room.apply(changes);
+                Applied::numbered(changes, report.failed, report.messages)
+            }
+            Err(error) => Applied::refused(changes, &error),
+        }
+    }
+
+    fn settle(&mut self, room: &mut ipvs::Compiler) -> Result<Vec<ipvs::Change>, KernelError> {
+        let leaving: Vec<_> = room.leaving().collect();
+        let connections = self.ipvs()?.connections(leaving)?;
+        Ok(room.settle(&connections))
+    }
+
+    /// Connections that go through a virtual server end with it. So one that has some stays, at weight 0 and with
+    /// its address, until they are gone.
+    fn spare(&mut self, observed: &ipvs::Program) -> Result<ipvs::Program, KernelError> {
+        let tcp = observed.servers.iter().filter(|(key, _)| key.protocol == Protocol::Tcp);
+        let all: Vec<_> = tcp.flat_map(|(key, server)| server.real.iter().map(|real| (*key, real.key))).collect();
+        if all.is_empty() {
+            return Ok(ipvs::Program::default());
+        }
+        let counted = self.ipvs()?.connections(all)?;
+        let mut spared = ipvs::Program::default();
+        for (key, server) in &observed.servers {
+            let has_some = |real: &&RealServer| {
+                counted.iter().any(|(of, it, count)| of == key && *it == real.key && count.unwrap_or(0) > 0)
+            };
+            let real: Vec<RealServer> =
+                server.real.iter().filter(has_some).map(|real| RealServer { weight: 0, ..real.clone() }).collect();
+            if !real.is_empty() {
+                spared.device = observed.device;
+                spared.addresses.extend(observed.addresses.get(&key.address));
+                let server = ipvs::VirtualServer { real: real.into(), ..(**server).clone() };
+                spared.servers.insert(*key, Arc::new(server));
+            }
+        }
+        Ok(spared)
+    }
+}
