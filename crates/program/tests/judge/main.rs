@@ -82,7 +82,7 @@ fn clusters() -> u32 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: clusters(), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: clusters(), failure_persistence: None, max_shrink_iters: 2000, ..ProptestConfig::default() })]
 
     #[test]
     fn random_clusters_mean_the_same_in_every_mode((first, second) in any_cluster()) {

@@ -281,3 +281,9 @@ fn near(usable: &[Candidate], cluster: &Cluster) -> Vec<Candidate> {
 pub(crate) fn affinity(cluster: &Cluster, question: &Question) -> Option<u32> {
     meant(cluster, question).and_then(|(service, ..)| service.traffic.affinity).map(AffinityTimeout::seconds)
 }
+
+/// Whether a destination is a cluster address of a Service, and no port that anybody serves.
+pub(crate) fn is_unserved_port(cluster: &Cluster, question: &Question) -> bool {
+    let has_it = |service: &Service| is_proxied(service) && service.cluster_addresses.contains(&question.destination);
+    meant(cluster, question).is_none() && cluster.services.values().any(has_it)
+}

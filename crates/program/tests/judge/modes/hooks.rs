@@ -29,6 +29,8 @@ pub(super) struct Around {
     pub(super) leaves_by: Option<(&'static str, IpAddr)>,
     /// Whether its destination was translated before.
     pub(super) translated: bool,
+    /// Where the packet went before that.
+    pub(super) original: SocketAddr,
     /// The endpoint to choose, where there is a choice.
     pub(super) prefer: Option<SocketAddr>,
 }
@@ -99,6 +101,7 @@ fn walk(cluster: &Cluster, question: &Question, prefer: Option<SocketAddr>, inte
         },
         leaves_by: None,
         translated: false,
+        original: SocketAddr::new(question.destination, question.port.get()),
         prefer,
     };
     let original = question.packet();

@@ -5,14 +5,13 @@ use std::collections::BTreeSet;
 use portolan_intent::masquerade::MasqueradeIntent;
 use portolan_intent::services::FrontendUpdate;
 use portolan_net::{Family, Origin, Packet};
-use portolan_program::nftables::{
-    Choice, Compiler, Environment, Hook as NftHook, Step, Verdict as NftVerdict, What, interpret,
-};
+use portolan_program::nftables::{Choice, Compiler, Environment, Hook as NftHook, Verdict as NftVerdict, interpret};
 
 use super::Mode;
 use super::hooks::{self, Around, Hook, Passed, Verdict};
 use crate::answer::{Answer, Question};
 use crate::cluster::{Cluster, Follower};
+use crate::specification;
 
 pub(super) struct Nftables {
     compiler: Compiler,
@@ -45,17 +44,13 @@ impl Nftables {
             out_interface: around.leaves_by.map(|(link, _)| link.to_owned()),
             out_address: around.leaves_by.map(|(_, address)| address),
             destination_translated: around.translated,
+            original_destination: around.translated.then_some(around.original),
             ..Environment::default()
         };
         let choice = around.prefer.map_or(Choice::First, Choice::Prefer);
         let outcome = interpret(self.compiler.program(), packet, hook, &environment, choice);
-        // A port that a Service does not serve: kube-proxy refuses it in this mode, too, and in the iptables mode
-        // lets it pass. The specification says as much as both.
-        let is_unserved =
-            |step: &Step| matches!(&step.what, What::Matched { condition, .. } if condition.contains("@cluster-ips"));
         Passed {
             verdict: match outcome.verdict {
-                NftVerdict::Reject(_) if outcome.steps.iter().any(is_unserved) => Verdict::Accept,
                 NftVerdict::Accept => Verdict::Accept,
                 NftVerdict::Drop => Verdict::Drop,
                 NftVerdict::Reject(_) => Verdict::Reject,
@@ -84,5 +79,11 @@ impl Mode for Nftables {
 
     fn answer(&self, cluster: &Cluster, question: &Question) -> Answer {
         hooks::answer(cluster, question, &|hook, packet, around| self.interpret(hook, packet, around))
+    }
+
+    /// What no Service has at a Service's address is refused, so that a client does not wait for nothing, as with
+    /// kube-proxy's mode of this name.
+    fn differs(&self, cluster: &Cluster, question: &Question) -> Option<Answer> {
+        specification::is_unserved_port(cluster, question).then_some(Answer::Reject)
     }
 }
