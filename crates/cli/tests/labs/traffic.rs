@@ -62,11 +62,17 @@ impl Stream {
     }
 
     /// Ends the stream. Nothing may have been lost, and no segment sent twice.
-    pub(crate) fn finish(mut self) {
+    pub(crate) fn finish(self) {
+        let what = self.what.clone();
+        assert_eq!(self.finish_answered(), 0, "{what}: segments were sent twice");
+    }
+
+    /// Ends the stream. Every message must have been answered; returns how many segments were sent twice.
+    pub(crate) fn finish_answered(mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         let thread = self.thread.take().expect("a running stream");
         match thread.join().expect("a stream's thread") {
-            Ok(retransmitted) => assert_eq!(retransmitted, 0, "{}: segments were sent twice", self.what),
+            Ok(retransmitted) => retransmitted,
             Err(lost) => panic!("{}: after {} answers: {lost}", self.what, self.answered()),
         }
     }
