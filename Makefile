@@ -16,7 +16,8 @@ endif
 # A program and the package that brings it.
 DEMO_TOOLS := ip:iproute2 cc:build-essential
 TEST_TOOLS := $(DEMO_TOOLS) nft:nftables conntrack:conntrack curl:curl dig:bind9-dnsutils jq:jq \
-	kubectl:kubernetes-client etcd:etcd-server openssl:openssl podman:podman crun:crun
+	kubectl:kubernetes-client etcd:etcd-server openssl:openssl podman:podman crun:crun \
+	iptables:iptables ipset:ipset ipvsadm:ipvsadm qemu-system-x86_64:qemu-system-x86 zstd:zstd xz:xz-utils modprobe:kmod
 
 # Installs the packages of the programs in $(1) that are not there.
 define install
@@ -44,14 +45,15 @@ plugin:
 	cargo rustc --release --package portolan --bin portolan-cni -- \
 		-C target-feature=+crt-static -C relocation-model=static
 
-# The real API server is built from Debian's source once and kept; without it its tests say that they were
-# skipped.
+# The real API server and the real kube-proxy are built from Debian's source once and kept; without them their
+# tests say that they were skipped. What the machine's kernel lacks runs in a guest kernel.
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 
 test: test-tools
 	cargo xtask kube-apiserver || echo "tests with a real API server will be skipped" >&2
+	cargo xtask kube-proxy || echo "tests with a real kube-proxy will be skipped" >&2
 	cargo xtask test
 
 # Takes down every lab that is up.
