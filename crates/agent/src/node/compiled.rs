@@ -99,6 +99,7 @@ impl<P: KernelPort> Compiled<P> {
             }
         }
         let mut changes = self.nftables.set_node_addresses(&self.facts.addresses);
+        changes.extend(self.nftables.set_node_prefixes(&self.facts.prefixes));
         if self.mode == ServicesMode::Nftables {
             for part in updates.chunks(FRONTENDS_PER_STEP) {
                 let made = self.nftables.update_services(part);

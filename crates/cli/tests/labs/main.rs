@@ -18,6 +18,7 @@ mod crash;
 mod environment;
 mod field;
 mod kube_apiserver;
+mod kube_proxy;
 mod modes;
 mod paths;
 mod podman;

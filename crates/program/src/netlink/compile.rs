@@ -23,6 +23,9 @@ pub fn compile(fabric: &FabricIntent, wiring: &WiringIntent, view: &NodeView) ->
     program
 }
 
+/// Lets node ports answer at 127.0.0.1.
+const ROUTE_LOCALNET: &str = "net/ipv4/conf/all/route_localnet";
+
 /// The part of the program that the wiring's interfaces alone decide.
 pub fn compile_pods(wiring: &WiringIntent, view: &NodeView) -> BTreeMap<AttachmentKey, PodLink> {
     let link = |(key, interface): (&AttachmentKey, &Arc<PodInterface>)| {
@@ -76,6 +79,10 @@ fn compile_sysctls(wiring: &WiringIntent, view: &NodeView, program: &mut Program
     if has(Family::V4) {
         set("net/ipv4/ip_forward".into(), "1");
         set("net/bridge/bridge-nf-call-iptables".into(), "1");
+        if view.proxy.localhost_node_ports {
+            // Without it a packet to 127.0.0.1 may not leave for an endpoint (kube-proxy's `localhostNodePorts`).
+            set(ROUTE_LOCALNET.into(), "1");
+        }
     }
     if has(Family::V6) {
         set("net/ipv6/conf/all/forwarding".into(), "1");
@@ -99,6 +106,7 @@ impl Program {
             "net/ipv6/conf/all/forwarding",
             "net/bridge/bridge-nf-call-iptables",
             "net/bridge/bridge-nf-call-ip6tables",
+            ROUTE_LOCALNET,
         ];
         fixed.into_iter().map(str::to_owned).chain(devices.into_iter().map(accept_dad)).collect()
     }
