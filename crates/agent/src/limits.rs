@@ -41,6 +41,9 @@ pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// The kernel is read again at least this often, for changes that no notification told of.
 pub(crate) const RESYNC_INTERVAL: Duration = Duration::from_secs(90);
 
+/// Every so many times what takes long to read is read too: an hour, as kube-proxy's full sync of iptables.
+pub(crate) const RESYNCS_PER_FULL: u32 = 40;
+
 /// Bytes of an administration request's body.
 pub(crate) const ADMIN_BODY_MAX: usize = 1 << 20;
 

@@ -8,9 +8,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use portolan_net::{Family, NodeName, ObjectKind, Origin, Packet};
-use portolan_program::iptables;
 use portolan_program::netlink::{self, RouteDecision, Surroundings, ViaKind};
 use portolan_program::nftables::{self, Environment, Hook, Outcome, Rejection, Verdict, What};
+use portolan_program::{iptables, ipvs};
 
 use crate::hop::{Choice, Exit, Hop, Ingress, NodeTrace, Stage};
 
@@ -102,7 +102,9 @@ impl Tracer<'_> {
         match decision {
             RouteDecision::Local { device, .. } => {
                 self.filter(Hook::Input, None)?;
-                self.hop(Stage::NodeIngress, &device, self.packet, "delivered".to_owned(), []);
+                let detail =
+                    if device == ipvs::DEVICE { "to IPVS, which traces do not follow yet" } else { "delivered" };
+                self.hop(Stage::NodeIngress, &device, self.packet, detail.to_owned(), []);
                 Ok(Exit::Node)
             }
             RouteDecision::Unreachable { reason } => Err(Refusal {

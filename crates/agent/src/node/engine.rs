@@ -24,7 +24,8 @@ use portolan_state::{AttachmentKey, Change, Dirty, Node, NodeTunnel, Problem, Sn
 use super::compiled::{Compiled, health_ports, node_addresses, view};
 use super::port::KernelPort;
 use super::refusals::{self, Refusals};
-use super::rooms::Steps;
+use super::rooms::{KeptRoom, Steps};
+pub use super::waiting::Waiting;
 use crate::config::{AgentConfig, ServicesMode};
 use crate::metrics::Metrics;
 use crate::proxy::ProblemBoard;
@@ -49,34 +50,6 @@ pub struct Outcome {
     pub failures: Vec<String>,
     /// Pod interfaces that could not be made, set or removed, with the reason.
     pub failed_pods: BTreeMap<AttachmentKey, KernelError>,
-}
-
-/// Why the engine waits although every table is in sync.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Waiting {
-    /// Tables are missing.
-    #[error("these tables have not been listed in full yet: {0}; is the API server reachable?")]
-    NotInSync(String),
-    /// The node is not registered.
-    #[error("the cluster has no Node {0} yet: register the node, or set `node` in the configuration")]
-    NoNode(String),
-    /// The node has no addresses for pods.
-    #[error("Node {0} has no pod prefix (spec.podCIDRs) yet: does the controller that hands them out run?")]
-    NoPodPrefix(String),
-    /// The way to other nodes cannot be found.
-    #[error("no link holds an address of Node {node} ({addresses}): set underlayInterface, or mend status.addresses")]
-    NoUnderlay {
-        /// The node.
-        node: String,
-        /// Its addresses.
-        addresses: String,
-    },
-    /// The configured link is not there.
-    #[error("the link {0} does not exist: mend underlayInterface")]
-    NoSuchLink(String),
-    /// The kernel does not answer.
-    #[error("the kernel cannot be read: {0}")]
-    Kernel(String),
 }
 
 /// The agent's memory of the cluster and of the kernel.
@@ -110,11 +83,13 @@ struct Rooms {
     nftables: bool,
     /// The rooms that serve Services in another mode than nftables.
     services: bool,
+    /// Those of them that are quickly read.
+    quick: bool,
 }
 
 impl Rooms {
-    const NONE: Rooms = Rooms { netlink: false, nftables: false, services: false };
-    const ALL: Rooms = Rooms { netlink: true, nftables: true, services: true };
+    const NONE: Rooms = Rooms { netlink: false, nftables: false, services: false, quick: false };
+    const ALL: Rooms = Rooms { netlink: true, nftables: true, services: true, quick: true };
 }
 
 impl<P: KernelPort> Engine<P> {
@@ -239,8 +214,13 @@ impl<P: KernelPort> Engine<P> {
         self.snapshot.problems.len() + further + self.refusals.count() + self.board.count()
     }
 
-    /// The kernel may differ from what is believed: read all of it at the next cycle.
+    /// The kernel may differ from what is believed: read all that is quickly read at the next cycle.
     pub fn request_resync(&mut self) {
+        self.stale = Rooms { services: self.stale.services, ..Rooms::ALL };
+    }
+
+    /// The same, and what takes long.
+    pub fn request_full_resync(&mut self) {
         self.stale = Rooms::ALL;
     }
 
@@ -275,7 +255,10 @@ impl<P: KernelPort> Engine<P> {
                 self.look_after_services();
             }
             Event::Link(_) | Event::Address | Event::Route | Event::Neighbour => self.stale.netlink = true,
-            Event::Overrun => self.stale = Rooms::ALL,
+            Event::Overrun => {
+                self.request_resync();
+                self.look_after_services();
+            }
         }
     }
 
@@ -408,6 +391,7 @@ impl<P: KernelPort> Engine<P> {
         compiled.facts.addresses = node_addresses(node, &self.others);
         compiled.facts.prefixes.clone_from(&node.pod_prefixes);
         let is_compared = self.stale.services || !is_known;
+        let is_quick = self.stale.quick;
         let table_changes =
             compiled.compile_services(&self.snapshot, &dirty, is_tables_read, &mut self.port, is_compared);
         let changes = netlink::diff(&compiled.wanted, &observed.ours, &self.others);
@@ -426,7 +410,12 @@ impl<P: KernelPort> Engine<P> {
         self.apply_netlink(&changes, &mut outcome);
         room_steps.into_iter().for_each(|steps| self.record(steps, &mut outcome));
         // What serves comes before what served goes, so that there is no moment with neither.
-        if is_compared && !self.compare_rooms(true, &mut outcome) {
+        let is_done = match (is_compared, is_quick) {
+            (true, _) => self.compare_rooms(|room| room.is_used(), &mut outcome),
+            (false, true) => self.compare_rooms(|room| room.is_used() && !room.is_costly(), &mut outcome),
+            (false, false) => true,
+        };
+        if !is_done {
             self.stale.nftables |= is_tables_read;
             return Ok(outcome);
         }
@@ -436,7 +425,7 @@ impl<P: KernelPort> Engine<P> {
         }
         let may_leave = self.compiled.as_ref().is_some_and(|compiled| !compiled.is_alone) && !self.failed.nftables;
         if may_leave {
-            let is_alone = self.compare_rooms(false, &mut outcome);
+            let is_alone = self.compare_rooms(|room| !room.is_used(), &mut outcome);
             if let Some(compiled) = &mut self.compiled {
                 compiled.is_alone = is_alone;
             }
@@ -444,20 +433,20 @@ impl<P: KernelPort> Engine<P> {
         Ok(outcome)
     }
 
-    /// Compares the rooms that serve Services with the kernel, or those in which nothing is wanted. Returns
-    /// whether everything is as it must be.
-    fn compare_rooms(&mut self, used: bool, outcome: &mut Outcome) -> bool {
+    /// Compares some of the rooms with the kernel. Returns whether everything is as it must be.
+    fn compare_rooms(&mut self, which: impl Fn(&dyn KeptRoom<P>) -> bool, outcome: &mut Outcome) -> bool {
         let Some(compiled) = &mut self.compiled else { return false };
         let mut is_done = true;
         let mut steps = Vec::new();
-        for room in compiled.rooms.iter_mut().filter(|room| room.is_used() == used) {
+        for room in compiled.rooms.iter_mut().filter(|room| which(&***room)) {
             self.refusals.forget_services(room.name());
             match room.compare(&mut self.port) {
                 Ok(taken) => steps.push(taken),
                 Err(error) => {
                     is_done = false;
                     self.failed.services = true;
-                    let what = if used { "read what serves Services" } else { "look for what other modes left" };
+                    let what =
+                        if room.is_used() { "read what serves Services" } else { "look for what other modes left" };
                     self.refusals.services(room.name(), what, &error);
                     outcome.failures.push(format!("{}: {error}", room.name()));
                 }

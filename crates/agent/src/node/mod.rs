@@ -26,6 +26,7 @@ mod role;
 pub mod rooms;
 mod service_rooms;
 mod verbs;
+mod waiting;
 mod watch;
 
 #[cfg(test)]

@@ -25,8 +25,8 @@ use crate::cni_socket::{CniCall, CniSocket, CniSocketError};
 use crate::config::{AgentConfig, ServicesMode};
 use crate::limits::{
     ADMIN_QUEUE, CNI_QUEUE, EVENTS_PER_CYCLE_MAX, HEALTH_TIMEOUT, LOOK_INTERVAL, MONITOR_WAIT_MILLISECONDS,
-    NOTIFICATION_QUEUE, REPAIR_DELAY, REPAIR_EVENTS_MAX, RESYNC_INTERVAL, RETRY_DELAY_MAX, RETRY_DELAY_MIN,
-    SOURCE_QUEUE,
+    NOTIFICATION_QUEUE, REPAIR_DELAY, REPAIR_EVENTS_MAX, RESYNC_INTERVAL, RESYNCS_PER_FULL, RETRY_DELAY_MAX,
+    RETRY_DELAY_MIN, SOURCE_QUEUE,
 };
 use crate::metrics::Metrics;
 use crate::proxy::{Attendant, Synced};
@@ -104,6 +104,7 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
         tunnel,
         retry: None,
         repair: Repair::default(),
+        resyncs: 0,
     };
     // Dropped when the thread ends, also by a panic.
     let (alive, ended) = oneshot::channel::<()>();
@@ -263,6 +264,8 @@ struct NodeLoop {
     tunnel: signal::Sender<Announcement>,
     retry: Option<Retry>,
     repair: Repair,
+    /// How often the kernel was read because it was time.
+    resyncs: u32,
     /// When that is looked at which the kernel does not tell of.
     look_at: Option<Instant>,
 }
@@ -310,6 +313,10 @@ impl NodeLoop {
         if is_due(Some(*resync_at)) {
             *resync_at = now + RESYNC_INTERVAL;
             self.engine.request_resync();
+            self.resyncs += 1;
+            if self.resyncs.is_multiple_of(RESYNCS_PER_FULL) {
+                self.engine.request_full_resync();
+            }
         }
         if is_due(self.look_at) {
             self.look_at = Some(now + LOOK_INTERVAL);

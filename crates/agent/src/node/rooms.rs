@@ -19,6 +19,8 @@ use super::port::Applied;
 pub trait Room {
     /// The room's name.
     const NAME: &'static str;
+    /// Whether reading the kernel's side takes so long that it is done only where there is cause.
+    const IS_COSTLY: bool = false;
     /// What the kernel must hold.
     type Program: 'static;
     /// One step.
@@ -109,6 +111,8 @@ pub trait KeptRoom<P> {
     fn render(&self) -> String;
     /// What the kernel must hold, for whoever knows the room's type.
     fn program(&self) -> &dyn Any;
+    /// Whether reading the kernel's side takes so long that it is done only where there is cause.
+    fn is_costly(&self) -> bool;
     /// Whether the mode uses it; if not, all that is found of it goes.
     fn is_used(&self) -> bool;
     /// Lets go of what has ended by now.
@@ -185,6 +189,10 @@ impl<R: Room, P: RoomPort<R>> KeptRoom<P> for Kept<R> {
         self.room.has_leaving()
     }
 
+    fn is_costly(&self) -> bool {
+        R::IS_COSTLY
+    }
+
     fn is_used(&self) -> bool {
         true
     }
@@ -248,6 +256,10 @@ where
 
     fn has_leaving(&self) -> bool {
         false
+    }
+
+    fn is_costly(&self) -> bool {
+        R::IS_COSTLY
     }
 
     fn is_used(&self) -> bool {

@@ -50,6 +50,8 @@ pub(super) fn unused(mode: Option<ServicesMode>) -> Rooms {
 
 impl Room for iptables::Compiler {
     const NAME: &'static str = "iptables";
+    // With 10,000 Services `iptables-save` takes seconds, on the nft backend minutes.
+    const IS_COSTLY: bool = true;
     type Program = iptables::Program;
     type Change = iptables::Change;
 
