@@ -58,7 +58,7 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
             // They run here and there: here they count as skipped only if they do not run there.
             filter.totals.skipped -= std::mem::take(&mut filter.totals.for_guest);
             filter.in_guest = true;
-            let mut guest = guest::command(GUEST_TIMEOUT_SECONDS)?;
+            let mut guest = guest::command(GUEST_TIMEOUT_SECONDS);
             let all = "status=0; for test; do \"$test\" --show-output --test-threads=1 || status=1; done; exit $status";
             guest.args(["sh", "-c", all, "sh"]).args(&binaries);
             succeeded &= follow(&mut guest, &mut filter, &mut stdout).context("the guest")?;

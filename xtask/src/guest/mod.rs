@@ -20,6 +20,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
+/// This program, also where cargo has put another in its place meanwhile.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+
 const USAGE: &str = "usage: cargo xtask guest [--timeout SECONDS] [--memory MIB] [--cpus N] [--verbose] -- COMMAND…";
 
 /// The time was up.
@@ -109,10 +112,10 @@ pub(crate) fn missing() -> Option<String> {
 }
 
 /// How a guest is started from another task: its output can be read then.
-pub(crate) fn command(timeout_seconds: u64) -> anyhow::Result<Command> {
-    let mut command = Command::new(std::env::current_exe().context("this program cannot be found")?);
+pub(crate) fn command(timeout_seconds: u64) -> Command {
+    let mut command = Command::new(THIS_PROGRAM);
     command.args(["guest", "--timeout", &timeout_seconds.to_string(), "--"]);
-    Ok(command)
+    command
 }
 
 fn boot(options: &Options) -> anyhow::Result<Option<u8>> {
