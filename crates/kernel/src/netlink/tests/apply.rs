@@ -147,6 +147,7 @@ fn what_others_delete_is_heard_and_repaired() {
         converge(&mut netlink, &desired);
         let mut monitor = Monitor::open().unwrap();
         monitor.ignore_port(netlink.port());
+        settle(&mut monitor);
         let mut stranger = Netlink::open().unwrap();
         let route = desired.routes.values().next().unwrap().clone();
         assert_eq!(stranger.apply(&[Change::RemoveRoute(route)]).applied, 1);
@@ -176,6 +177,14 @@ fn next(monitor: &mut Monitor) -> Option<Event> {
             Some(Event::Address) => {}
             event => return event,
         }
+    }
+}
+
+/// Lets the kernel finish what new links bring with them: it is quiet when nothing was heard for a while.
+fn settle(monitor: &mut Monitor) {
+    use nix::poll::{PollFd, PollFlags, poll};
+    while poll(&mut [PollFd::new(monitor.fd(), PollFlags::POLLIN)], 300_u16).unwrap() > 0 {
+        while monitor.next_event().is_some() {}
     }
 }
 
