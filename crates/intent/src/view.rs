@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use portolan_net::{NodeName, Vni};
+use portolan_net::{Family, NodeName, Vni};
 use serde::{Deserialize, Serialize};
 
 use crate::services::ProxySettings;
@@ -90,6 +90,14 @@ pub struct NodeView {
 }
 
 impl NodeView {
+    /// The families of the cluster: those that it has prefixes of.
+    pub fn families(&self) -> Vec<Family> {
+        let has = |family: Family| {
+            self.cluster_prefixes.iter().chain(&self.service_prefixes).any(|it| Family::of_prefix(it) == family)
+        };
+        Family::ALL.into_iter().filter(|family| has(*family)).collect()
+    }
+
     /// The MTU of pods in bytes: the underlay's, less what the fabric adds.
     ///
     /// VXLAN adds an inner Ethernet header (14), VXLAN (8), UDP (8), and an outer IP header of

@@ -18,4 +18,5 @@ pub mod ipvs;
 pub mod layout;
 pub mod netlink;
 pub mod nftables;
+mod pairs;
 pub mod sample;

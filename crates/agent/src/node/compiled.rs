@@ -39,7 +39,7 @@ pub(super) struct Compiled<P> {
 impl<P: KernelPort> Compiled<P> {
     pub(super) fn new(view: NodeView, config: &AgentConfig, port: &mut P) -> Compiled<P> {
         let mode = config.services_mode();
-        let families = nftables::families_of(&view);
+        let families = view.families();
         Compiled {
             services: ServicesCompiler::new(view.node.clone(), view.proxy.clone()),
             nftables: match mode {

@@ -266,6 +266,18 @@ pub struct FrontendUpdate {
     pub new: Option<Arc<Frontend>>,
 }
 
+impl FrontendUpdate {
+    /// Every frontend of an intent as one that appeared: what a compiler that starts from nothing is given.
+    pub fn everything(intent: &ServicesIntent) -> Vec<FrontendUpdate> {
+        let appeared = |(key, frontend): (&FrontendKey, &Arc<Frontend>)| FrontendUpdate {
+            key: *key,
+            old: None,
+            new: Some(frontend.clone()),
+        };
+        intent.iter().map(appeared).collect()
+    }
+}
+
 /// What a load balancer asks of a node at a Service's `healthCheckNodePort`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthCheck {

@@ -25,11 +25,7 @@ pub fn compile(
     let mut compiler = Compiler::new(view, &Family::ALL);
     compiler.set_node_addresses(node_addresses);
     compiler.set_health_ports(health_ports);
-    let updates: Vec<FrontendUpdate> = services
-        .iter()
-        .map(|(key, frontend)| FrontendUpdate { key: *key, old: None, new: Some(frontend.clone()) })
-        .collect();
-    compiler.update_services(&updates);
+    compiler.update_services(&FrontendUpdate::everything(services));
     compiler.program
 }
 

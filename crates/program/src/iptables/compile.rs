@@ -22,14 +22,6 @@ pub const COMMENTED_ENDPOINTS_MAX: usize = 1000;
 /// The comment of the rule that kube-proxy, the kubelet and we have in `KUBE-FIREWALL`.
 pub(super) const MARTIAN_COMMENT: &str = "block incoming localnet connections";
 
-/// The families of a cluster: those that it has prefixes of.
-pub fn families_of(view: &NodeView) -> Vec<Family> {
-    let has = |family: Family| {
-        view.cluster_prefixes.iter().chain(&view.service_prefixes).any(|prefix| Family::of_prefix(prefix) == family)
-    };
-    Family::ALL.into_iter().filter(|family| has(*family)).collect()
-}
-
 /// The program of an intent, from nothing.
 pub fn compile(
     services: &ServicesIntent,
@@ -37,14 +29,10 @@ pub fn compile(
     node_addresses: &[IpAddr],
     view: &NodeView,
 ) -> Program {
-    let mut compiler = Compiler::new(view, &families_of(view));
+    let mut compiler = Compiler::new(view, &view.families());
     compiler.set_node_addresses(node_addresses);
     compiler.set_health_ports(health_ports);
-    let updates: Vec<FrontendUpdate> = services
-        .iter()
-        .map(|(key, frontend)| FrontendUpdate { key: *key, old: None, new: Some(frontend.clone()) })
-        .collect();
-    compiler.update_services(&updates);
+    compiler.update_services(&FrontendUpdate::everything(services));
     compiler.program
 }
 

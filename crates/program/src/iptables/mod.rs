@@ -33,7 +33,7 @@ mod tests;
 pub use batch::split;
 pub use builder::{COMMENT_LENGTH_MAX, RuleBuilder};
 pub use change::Change;
-pub use compile::{COMMENTED_ENDPOINTS_MAX, Compiler, compile, families_of};
+pub use compile::{COMMENTED_ENDPOINTS_MAX, Compiler, compile};
 pub use diff::diff;
 pub use for_ipvs::chains_for_ipvs;
 pub use interpret::{BRANCHES_MAX, Branch, Environment, NotUnderstood, Outcome, SetPart, Step, Verdict, interpret};

@@ -22,7 +22,7 @@ pub type Name = Arc<str>;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {
     /// The tables.
-    #[serde(with = "pairs")]
+    #[serde(with = "crate::pairs")]
     pub tables: BTreeMap<TableKey, Table>,
 }
 
@@ -484,32 +484,6 @@ impl Target {
     /// Flips bits of the mark (`--xor-mark`).
     pub fn flip_mark(bits: u32) -> Target {
         Target::Mark { value: bits, mask: 0 }
-    }
-}
-
-/// Maps as lists of pairs: their keys are no strings.
-mod pairs {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub(super) fn serialize<'a, M, K, V, S>(map: &'a M, serializer: S) -> Result<S::Ok, S::Error>
-    where
-        M: 'a,
-        &'a M: IntoIterator<Item = (&'a K, &'a V)>,
-        K: Serialize + 'a,
-        V: Serialize + 'a,
-        S: Serializer,
-    {
-        serializer.collect_seq(map)
-    }
-
-    pub(super) fn deserialize<'de, M, K, V, D>(deserializer: D) -> Result<M, D::Error>
-    where
-        M: FromIterator<(K, V)>,
-        K: Deserialize<'de>,
-        V: Deserialize<'de>,
-        D: Deserializer<'de>,
-    {
-        Vec::<(K, V)>::deserialize(deserializer).map(|list| list.into_iter().collect())
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use portolan_intent::services::{Backend, Endpoints, Frontend, FrontendKind, FrontendUpdate, Masquerade};
 use portolan_intent::{FabricMode, NodeView};
-use portolan_net::{Family, ObjectKey, ObjectKind, Origin, Port, Protocol, Vni};
+use portolan_net::{Family, ObjectKey, ObjectKind, Origin, Port, Protocol};
 use portolan_state::{AffinityTimeout, TrafficPolicy};
 
 use super::{Change, Compiler};
@@ -18,20 +18,10 @@ pub const PORT: u16 = 80;
 
 /// The view of a sample's node: pods in 10.42.0.0/16 and fd42::/48, Services in 10.96.0.0/12 and fd96::/108.
 pub fn view() -> Option<NodeView> {
-    let prefixes = |list: [&str; 2]| list.iter().filter_map(|text| text.parse().ok()).collect();
-    Some(NodeView {
-        node: "node-1".into(),
-        fabric: FabricMode::Vxlan,
-        vni: Vni::new(1)?,
-        vxlan_port: 8472,
-        cluster_prefixes: prefixes(["10.42.0.0/16", "fd42::/48"]),
-        service_prefixes: prefixes(["10.96.0.0/12", "fd96::/108"]),
-        masquerade: true,
-        underlay_interface: "eth0".into(),
-        underlay_mtu: 1500,
-        bridge: "cni0".into(),
-        proxy: portolan_intent::services::ProxySettings::default(),
-    })
+    let prefixes =
+        |list: [&str; 2]| -> Vec<ipnet::IpNet> { list.iter().filter_map(|text| text.parse().ok()).collect() };
+    let view = crate::sample::view(&prefixes(["10.42.0.0/16", "fd42::/48"]))?;
+    Some(NodeView { fabric: FabricMode::Vxlan, service_prefixes: prefixes(["10.96.0.0/12", "fd96::/108"]), ..view })
 }
 
 /// What a Service of a sample is.

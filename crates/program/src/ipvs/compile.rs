@@ -71,11 +71,7 @@ pub fn compile_with(
     let mut compiler = Compiler::with_settings(view, &Family::ALL, settings.clone());
     compiler.set_node_addresses(node_addresses);
     compiler.set_health_ports(health_ports);
-    let updates: Vec<FrontendUpdate> = services
-        .iter()
-        .map(|(key, frontend)| FrontendUpdate { key: *key, old: None, new: Some(frontend.clone()) })
-        .collect();
-    compiler.update_services(&updates);
+    compiler.update_services(&FrontendUpdate::everything(services));
     compiler.program
 }
 

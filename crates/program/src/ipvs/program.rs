@@ -22,7 +22,7 @@ pub struct Program {
     /// The addresses on it.
     pub addresses: BTreeSet<IpAddr>,
     /// The virtual servers.
-    #[serde(with = "pairs")]
+    #[serde(with = "crate::pairs")]
     pub servers: OrdMap<ServerKey, Arc<VirtualServer>>,
     /// How long IPVS remembers connections. What is not given is left as it is.
     pub timeouts: Timeouts,
@@ -283,25 +283,5 @@ impl Timeouts {
             udp: new(self.udp, observed.udp),
         };
         (beyond != Timeouts::default()).then_some(beyond)
-    }
-}
-
-/// Virtual servers as a list of pairs: their keys are no strings.
-mod pairs {
-    use std::sync::Arc;
-
-    use imbl::OrdMap;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    use super::{ServerKey, VirtualServer};
-
-    type Servers = OrdMap<ServerKey, Arc<VirtualServer>>;
-
-    pub(super) fn serialize<S: Serializer>(map: &Servers, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(map)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Servers, D::Error> {
-        Vec::<(ServerKey, Arc<VirtualServer>)>::deserialize(deserializer).map(|list| list.into_iter().collect())
     }
 }

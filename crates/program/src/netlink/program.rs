@@ -17,19 +17,19 @@ pub struct Program {
     /// Links by name: bridges and tunnels.
     pub links: BTreeMap<String, Link>,
     /// Addresses by link and prefix.
-    #[serde(with = "pairs")]
+    #[serde(with = "crate::pairs")]
     pub addresses: BTreeMap<(String, IpNet), Address>,
     /// Routes of the main table by destination.
-    #[serde(with = "pairs")]
+    #[serde(with = "crate::pairs")]
     pub routes: BTreeMap<IpNet, Route>,
     /// Permanent neighbours by link and address.
-    #[serde(with = "pairs")]
+    #[serde(with = "crate::pairs")]
     pub neighbours: BTreeMap<(String, IpAddr), Neighbour>,
     /// Forwarding entries of tunnels by link and hardware address.
-    #[serde(with = "pairs")]
+    #[serde(with = "crate::pairs")]
     pub forwarding: BTreeMap<(String, MacAddress), Forwarding>,
     /// Pod interfaces.
-    #[serde(with = "pairs")]
+    #[serde(with = "crate::pairs")]
     pub pods: BTreeMap<AttachmentKey, PodLink>,
     /// Sysctls by path below `/proc/sys`. Paths have slashes, since the names of links may have dots.
     pub sysctls: BTreeMap<String, Sysctl>,
@@ -195,27 +195,4 @@ pub fn pod_alias(key: &AttachmentKey) -> String {
 pub fn pod_of_alias(alias: &str) -> Option<AttachmentKey> {
     let (container, interface) = alias.strip_prefix(LINK_ALIAS_PREFIX)?.strip_prefix("pod:")?.rsplit_once('/')?;
     Some(AttachmentKey { container: container.into(), interface: interface.into() })
-}
-
-/// Maps whose keys are not text, as lists of pairs: JSON has only text as keys.
-mod pairs {
-    use std::collections::BTreeMap;
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub(super) fn serialize<K: Serialize, V: Serialize, S: Serializer>(
-        map: &BTreeMap<K, V>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(map)
-    }
-
-    pub(super) fn deserialize<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
-    where
-        K: Deserialize<'de> + Ord,
-        V: Deserialize<'de>,
-        D: Deserializer<'de>,
-    {
-        Ok(Vec::<(K, V)>::deserialize(deserializer)?.into_iter().collect())
-    }
 }

@@ -24,14 +24,6 @@ use super::{Change, Element, Key, Program, Rule, Statement, TableKey, TableName}
 /// looks at most at so many rules more, at less than 0.1 µs each.
 const COMMON_BACKENDS_MAX: u32 = 16;
 
-/// The families of a cluster: those that it has prefixes of.
-pub fn families_of(view: &NodeView) -> Vec<Family> {
-    let has = |family: Family| {
-        view.cluster_prefixes.iter().chain(&view.service_prefixes).any(|prefix| Family::of_prefix(prefix) == family)
-    };
-    Family::ALL.into_iter().filter(|family| has(*family)).collect()
-}
-
 /// The program of an intent, from nothing, on a node with these addresses and pod prefixes.
 pub fn compile(
     services: &ServicesIntent,
@@ -40,12 +32,8 @@ pub fn compile(
     node_prefixes: &[IpNet],
     view: &NodeView,
 ) -> Program {
-    let mut compiler = Compiler::new(view, &families_of(view));
-    let updates: Vec<FrontendUpdate> = services
-        .iter()
-        .map(|(key, frontend)| FrontendUpdate { key: *key, old: None, new: Some(frontend.clone()) })
-        .collect();
-    compiler.update_services(&updates);
+    let mut compiler = Compiler::new(view, &view.families());
+    compiler.update_services(&FrontendUpdate::everything(services));
     compiler.set_masquerade(masquerade);
     compiler.set_node_addresses(node_addresses);
     compiler.set_node_prefixes(node_prefixes);

@@ -25,7 +25,7 @@ pub mod sample;
 mod tests;
 
 pub use change::{Change, Phase, sort_balancing};
-pub use compile::{Compiler, compile, families_of};
+pub use compile::{Compiler, compile};
 pub use diff::{diff, diff_each};
 pub use elements::{BACKENDS_MAX, slot_offset};
 pub use interpret::{Alternative, Choice, Environment, Outcome, Step, Verdict, What, interpret};

@@ -21,7 +21,7 @@ pub type Name = Arc<str>;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {
     /// The tables.
-    #[serde(with = "pairs")]
+    #[serde(with = "crate::pairs")]
     pub tables: BTreeMap<TableKey, Table>,
 }
 
@@ -151,7 +151,7 @@ pub struct Set {
     /// What its elements are.
     pub kind: SetKind,
     /// The elements.
-    #[serde(with = "pairs")]
+    #[serde(with = "crate::pairs")]
     pub elements: OrdMap<Key, Element>,
 }
 
@@ -448,30 +448,4 @@ pub struct Learned {
     pub endpoints: Name,
     /// The map of clients.
     pub clients: Name,
-}
-
-/// Maps as lists of pairs: their keys are no strings.
-mod pairs {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub(super) fn serialize<'a, M, K, V, S>(map: &'a M, serializer: S) -> Result<S::Ok, S::Error>
-    where
-        M: 'a,
-        &'a M: IntoIterator<Item = (&'a K, &'a V)>,
-        K: Serialize + 'a,
-        V: Serialize + 'a,
-        S: Serializer,
-    {
-        serializer.collect_seq(map)
-    }
-
-    pub(super) fn deserialize<'de, M, K, V, D>(deserializer: D) -> Result<M, D::Error>
-    where
-        M: FromIterator<(K, V)>,
-        K: Deserialize<'de>,
-        V: Deserialize<'de>,
-        D: Deserializer<'de>,
-    {
-        Vec::<(K, V)>::deserialize(deserializer).map(|list| list.into_iter().collect())
-    }
 }
