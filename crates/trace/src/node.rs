@@ -183,7 +183,8 @@ impl Tracer<'_> {
     fn through_chains(&mut self, chains: &iptables::Program, hook: Hook) -> Result<(), Refusal> {
         let before = self.packet;
         let environment = iptables::Environment {
-            in_interface: (hook == Hook::Prerouting).then(|| self.in_interface()),
+            in_interface: (hook == Hook::Prerouting)
+                .then(|| self.in_interface.clone().unwrap_or_else(|| self.link_towards_source())),
             local_addresses: self.environment(None).local_addresses,
             ..iptables::Environment::default()
         };
@@ -222,14 +223,11 @@ impl Tracer<'_> {
         Err(Refusal { how: how.to_owned(), reason: format!("{how}{cause}: {why}"), origin })
     }
 
-    /// Where the packet comes in: a pod's by the bridge, all others by the link to other nodes.
-    fn in_interface(&self) -> String {
-        match self.programs.netlink.pod_of(self.packet.source) {
-            Some(pod) => pod.bridge.clone(),
-            None => match netlink::route(self.programs.netlink, self.programs.surroundings, self.packet.source) {
-                RouteDecision::Via { device, .. } | RouteDecision::Local { device, .. } => device,
-                RouteDecision::Unreachable { .. } => String::new(),
-            },
+    /// The link that the packet comes by: where a pod's is not known, the one that leads back to its source.
+    fn link_towards_source(&self) -> String {
+        match netlink::route(self.programs.netlink, self.programs.surroundings, self.packet.source) {
+            RouteDecision::Via { device, .. } | RouteDecision::Local { device, .. } => device,
+            RouteDecision::Unreachable { .. } => String::new(),
         }
     }
 
