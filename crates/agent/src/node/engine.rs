@@ -270,11 +270,6 @@ impl<P: KernelPort> Engine<P> {
         self.stale.services |= !used.all(|room| room.is_intact(&mut self.port));
     }
 
-    /// Whether something of a room ends gently: [`Engine::settle`] is to be called in a while.
-    pub fn has_leaving(&self) -> bool {
-        self.compiled.iter().flat_map(|compiled| &compiled.rooms).any(|room| room.has_leaving())
-    }
-
     /// Lets go of what has ended by now.
     pub fn settle(&mut self) {
         let Some(compiled) = &mut self.compiled else { return };

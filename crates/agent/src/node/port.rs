@@ -110,14 +110,24 @@ impl RealKernel {
 
 impl<C: Clone> Applied<C> {
     /// From a report that names changes by their position.
-    pub(super) fn numbered(changes: &[C], failed: Vec<(usize, KernelError)>, messages: usize) -> Applied<C> {
+    fn numbered(changes: &[C], failed: Vec<(usize, KernelError)>, messages: usize) -> Applied<C> {
         let named = |(index, error): (usize, KernelError)| changes.get(index).map(|change| (change.clone(), error));
         Applied { failed: failed.into_iter().filter_map(named).collect(), messages }
     }
 
-    /// Where nothing could even be tried.
-    pub(super) fn refused(changes: &[C], error: &KernelError) -> Applied<C> {
-        Applied { failed: changes.iter().map(|change| (change.clone(), error.clone())).collect(), messages: 0 }
+    /// By a room of the kernel, which says what failed and how many messages it took. Without the room nothing can
+    /// even be tried.
+    pub(super) fn by<R>(
+        room: Result<R, KernelError>,
+        changes: &[C],
+        apply: impl FnOnce(R) -> (Vec<(usize, KernelError)>, usize),
+    ) -> Applied<C> {
+        match room.map(apply) {
+            Ok((failed, messages)) => Applied::numbered(changes, failed, messages),
+            Err(error) => {
+                Applied { failed: changes.iter().map(|change| (change.clone(), error.clone())).collect(), messages: 0 }
+            }
+        }
     }
 }
 

@@ -40,10 +40,6 @@ pub trait Room {
     fn render(program: &Self::Program) -> String;
     /// Takes over from what is observed what must end gently, before the two are compared.
     fn adopt(&mut self, _observed: &Self::Program) {}
-    /// Whether something ends gently, and must be looked after.
-    fn has_leaving(&self) -> bool {
-        false
-    }
 }
 
 /// The kernel's side of a room.
@@ -117,8 +113,6 @@ pub trait KeptRoom<P> {
     fn is_used(&self) -> bool;
     /// Lets go of what has ended by now.
     fn settle(&mut self, port: &mut P) -> Result<Steps, KernelError>;
-    /// Whether [`KeptRoom::settle`] has something to look after.
-    fn has_leaving(&self) -> bool;
     /// A cheap look at whether others have taken all of it away. What they changed in part is found by
     /// [`KeptRoom::compare`].
     fn is_intact(&self, port: &mut P) -> bool;
@@ -185,10 +179,6 @@ impl<R: Room, P: RoomPort<R>> KeptRoom<P> for Kept<R> {
         Ok(apply::<R, P>(port, &changes))
     }
 
-    fn has_leaving(&self) -> bool {
-        self.room.has_leaving()
-    }
-
     fn is_costly(&self) -> bool {
         R::IS_COSTLY
     }
@@ -252,10 +242,6 @@ where
 
     fn settle(&mut self, _: &mut P) -> Result<Steps, KernelError> {
         Ok(Steps { room: R::NAME, ..Steps::default() })
-    }
-
-    fn has_leaving(&self) -> bool {
-        false
     }
 
     fn is_costly(&self) -> bool {

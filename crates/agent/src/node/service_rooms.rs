@@ -1,5 +1,6 @@
 //! Which rooms a mode of Services uses, and their kernel sides.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use portolan_intent::NodeView;
@@ -7,7 +8,7 @@ use portolan_intent::services::FrontendUpdate;
 use portolan_kernel::KernelError;
 use portolan_kernel::iptables::Backend;
 use portolan_net::{Family, Protocol};
-use portolan_program::ipvs::RealServer;
+use portolan_program::ipvs::{RealKey, RealServer, ServerKey};
 use portolan_program::{ipset, iptables, ipvs};
 
 use super::port::{Applied, RealKernel};
@@ -89,7 +90,10 @@ impl RoomPort<iptables::Compiler> for RealKernel {
     }
 
     fn apply(&mut self, changes: &[iptables::Change]) -> Applied<iptables::Change> {
-        apply_iptables(self, changes)
+        Applied::by(self.iptables(), changes, |room| {
+            let report = room.apply(changes);
+            (report.failed, report.restores)
+        })
     }
 
     /// The legacy backend is asked for the sizes of its tables. Of the nft backend the kernel tells by notification,
@@ -103,16 +107,6 @@ impl RoomPort<iptables::Compiler> for RealKernel {
                 has_rules("nat", "KUBE-POSTROUTING") && has_rules("filter", "KUBE-FORWARD")
             }),
         }
-    }
-}
-
-fn apply_iptables(kernel: &mut RealKernel, changes: &[iptables::Change]) -> Applied<iptables::Change> {
-    match kernel.iptables() {
-        Ok(room) => {
-            let report = room.apply(changes);
-            Applied::numbered(changes, report.failed, report.restores)
-        }
-        Err(error) => Applied::refused(changes, &error),
     }
 }
 
@@ -163,13 +157,14 @@ impl Room for IpvsChains {
     }
 }
 
+/// The kernel's side is the same, whoever wants chains in it.
 impl RoomPort<IpvsChains> for RealKernel {
     fn observe(&mut self) -> Result<iptables::Program, KernelError> {
-        self.iptables()?.observe()
+        RoomPort::<iptables::Compiler>::observe(self)
     }
 
     fn apply(&mut self, changes: &[iptables::Change]) -> Applied<iptables::Change> {
-        apply_iptables(self, changes)
+        RoomPort::<iptables::Compiler>::apply(self, changes)
     }
 
     fn is_intact(&mut self) -> bool {
@@ -215,13 +210,10 @@ impl RoomPort<ipset::Compiler> for RealKernel {
     }
 
     fn apply(&mut self, changes: &[ipset::Change]) -> Applied<ipset::Change> {
-        match self.ipset() {
-            Ok(room) => {
-                let report = room.apply(changes);
-                Applied::numbered(changes, report.failed, report.messages)
-            }
-            Err(error) => Applied::refused(changes, &error),
-        }
+        Applied::by(self.ipset(), changes, |room| {
+            let report = room.apply(changes);
+            (report.failed, report.messages)
+        })
     }
 }
 
@@ -259,10 +251,6 @@ impl Room for ipvs::Compiler {
     fn adopt(&mut self, observed: &ipvs::Program) {
         ipvs::Compiler::adopt(self, observed);
     }
-
-    fn has_leaving(&self) -> bool {
-        self.leaving().next().is_some()
-    }
 }
 
 impl RoomPort<ipvs::Compiler> for RealKernel {
@@ -271,13 +259,10 @@ impl RoomPort<ipvs::Compiler> for RealKernel {
     }
 
     fn apply(&mut self, changes: &[ipvs::Change]) -> Applied<ipvs::Change> {
-        match self.ipvs() {
-            Ok(room) => {
-                let report = room.apply(changes);
-                Applied::numbered(changes, report.failed, report.messages)
-            }
-            Err(error) => Applied::refused(changes, &error),
-        }
+        Applied::by(self.ipvs(), changes, |room| {
+            let report = room.apply(changes);
+            (report.failed, report.messages)
+        })
     }
 
     fn settle(&mut self, room: &mut ipvs::Compiler) -> Result<Vec<ipvs::Change>, KernelError> {
@@ -295,13 +280,12 @@ impl RoomPort<ipvs::Compiler> for RealKernel {
             return Ok(ipvs::Program::default());
         }
         let counted = self.ipvs()?.connections(all)?;
+        let busy = counted.into_iter().filter(|(.., count)| count.unwrap_or(0) > 0);
+        let busy: BTreeSet<(ServerKey, RealKey)> = busy.map(|(server, real, _)| (server, real)).collect();
         let mut spared = ipvs::Program::default();
         for (key, server) in &observed.servers {
-            let has_some = |real: &&RealServer| {
-                counted.iter().any(|(of, it, count)| of == key && *it == real.key && count.unwrap_or(0) > 0)
-            };
-            let real: Vec<RealServer> =
-                server.real.iter().filter(has_some).map(|real| RealServer { weight: 0, ..real.clone() }).collect();
+            let has_some = server.real.iter().filter(|real| busy.contains(&(*key, real.key)));
+            let real: Vec<RealServer> = has_some.map(|real| RealServer { weight: 0, ..real.clone() }).collect();
             if !real.is_empty() {
                 spared.device = observed.device;
                 spared.addresses.extend(observed.addresses.get(&key.address));
