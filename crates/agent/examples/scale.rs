@@ -1,10 +1,13 @@
 //! Measures the engine against the real kernel: tables of many Services, cold, and then one endpoint
 //! changing at a time. Needs root. Prints one JSON object.
 //!
-//! `cargo run --release -p portolan-agent --example scale -- SERVICES ENDPOINTS CHANGES [nftables|iptables|ipvs]`
+//! `cargo run --release -p portolan-agent --example scale -- SERVICES ENDPOINTS CHANGES [MODE]`
+//!
+//! A mode is that of an agent; `iptables-nft` and `iptables-legacy` choose the backend too.
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "a bench that prints its result")]
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,6 +26,9 @@ servicePrefixes: [10.128.0.0/12]
 underlayInterface: lo
 ";
 
+/// The unit of times in `/proc`, on every architecture that Linux runs on today.
+const TICKS_PER_SECOND: f64 = 100.0;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (services, endpoints, changes, mode) = match arguments.as_slice() {
@@ -31,11 +37,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         _ => return Err("usage: scale SERVICES ENDPOINTS CHANGES [MODE]".into()),
     };
     let (services, endpoints, changes) = (services.parse()?, endpoints.parse()?, changes.parse()?);
+    let (mode, backend) = mode.split_once('-').map_or((mode, None), |(mode, backend)| (mode, Some(backend.to_owned())));
     let config = format!("{CONFIG}services: {mode}\n");
     let namespace = Namespace::create_unnamed()?;
-    let report = in_namespace(&namespace, move || measure(&config, services, endpoints, changes))??;
+    let report = in_namespace(&namespace, move || {
+        backend.map_or(Ok(()), |backend| choose_backend(&backend))?;
+        measure(&config, services, endpoints, changes)
+    })??;
     println!("{report}");
     Ok(())
+}
+
+/// Leaves the kubelet's mark, by which its choice of a backend is known.
+fn choose_backend(backend: &str) -> Result<(), String> {
+    let mark = ["-t", "mangle", "-N", "KUBE-KUBELET-CANARY"];
+    let status = Command::new(format!("iptables-{backend}")).args(mark).status().map_err(|error| error.to_string())?;
+    if status.success() { Ok(()) } else { Err(format!("iptables-{backend} ended with {status}")) }
 }
 
 fn measure(config: &str, services: u32, endpoints: u32, changes: u32) -> Result<serde_json::Value, String> {
@@ -55,6 +72,7 @@ fn measure(config: &str, services: u32, endpoints: u32, changes: u32) -> Result<
         return Err(format!("the first cycle failed: {:?} {:?}", engine.waiting(), cold.failures.first()));
     }
 
+    let (cpu_before, memory_before) = (cpu_seconds(), memory_mib("VmRSS:"));
     let (mut seconds, mut messages) = (Vec::new(), Vec::new());
     for index in 0..changes {
         // Spread over all Services; each change takes one endpoint out, or puts it back.
@@ -69,6 +87,7 @@ fn measure(config: &str, services: u32, endpoints: u32, changes: u32) -> Result<
             return Err(format!("a change failed: {:?}", outcome.failures));
         }
     }
+    let cpu = cpu_seconds() - cpu_before;
     seconds.sort_by(f64::total_cmp);
     messages.sort_unstable();
     let at = |percent: usize| seconds.get((seconds.len() * percent / 100).min(seconds.len() - 1)).copied();
@@ -80,7 +99,10 @@ fn measure(config: &str, services: u32, endpoints: u32, changes: u32) -> Result<
         "change_p50_ms": at(50).map(|it| it * 1e3),
         "change_p99_ms": at(99).map(|it| it * 1e3),
         "change_messages_max": messages.last(),
-        "peak_memory_mib": peak_memory_mib(),
+        "cpu_ms_per_change": cpu * 1e3 / f64::from(changes),
+        "memory_before_changes_mib": memory_before,
+        "memory_after_changes_mib": memory_mib("VmRSS:"),
+        "peak_memory_mib": memory_mib("VmHWM:"),
     }))
 }
 
@@ -152,9 +174,23 @@ fn slice(index: u32, endpoints: u32, is_short: bool) -> Change {
     Change::Upsert(Object::EndpointSlice(slice), Vec::new())
 }
 
-/// The most memory that this process held, from `VmHWM` (proc(5)).
-fn peak_memory_mib() -> Option<f64> {
+/// What this process holds, or held at most: `VmRSS` and `VmHWM` of proc(5).
+fn memory_mib(field: &str) -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let line = status.lines().find(|line| line.starts_with(field))?;
     line.split_whitespace().nth(1)?.parse::<f64>().ok().map(|kib| kib / 1024.0)
+}
+
+/// The processor time of this process and of the programs that it ran, in seconds.
+fn cpu_seconds() -> f64 {
+    let nanoseconds = |path: std::path::PathBuf| -> Option<f64> {
+        std::fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok()
+    };
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let own: f64 = threads.filter_map(|thread| nanoseconds(thread.path().join("schedstat"))).sum();
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The fields after the name, which may hold spaces: `cutime` and `cstime` are the 16th and 17th of all.
+    let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split_whitespace();
+    let ticks: f64 = fields.skip(13).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
+    own / 1e9 + ticks / TICKS_PER_SECOND
 }

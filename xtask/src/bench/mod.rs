@@ -1,4 +1,5 @@
 //! `cargo xtask bench [NAME…] [--json] [--no-build]`: what the project promises in figures, measured.
+//! `cargo xtask bench --plot FILE`: draws the figures of Services that a run with `--json` printed.
 //!
 //! ```text
 //!   lab       a whole cluster, up and answering
@@ -8,6 +9,9 @@
 //!   dns       queries per second
 //!   trace     one predicted trace
 //! ```
+//!
+//! `--services=N,N` and `--modes=MODE,MODE` choose among the sizes and modes of `services`, `--no-peer` leaves
+//! kube-proxy out of it.
 //!
 //! It builds what it measures with `--release`, needs root, works in network namespaces of its own, and
 //! leaves nothing behind. A figure with a peer is taken in the same run as the peer's, by turns, so that a
@@ -20,6 +24,7 @@ mod feed;
 mod lab;
 mod machine;
 mod other;
+mod plot;
 mod report;
 mod services;
 
@@ -28,19 +33,20 @@ use anyhow::{Context, bail};
 use machine::Machine;
 use report::{Report, Row};
 
-const USAGE: &str = "usage: cargo xtask bench [--json] [--no-build] [lab | cni | services | api | dns | trace]…";
+const USAGE: &str = "usage: cargo xtask bench [--json] [--no-build] [--services=N,…] [--modes=MODE,…] [--no-peer] \
+                     [lab | cni | services | api | dns | trace]…, or cargo xtask bench --plot FILE";
 
 /// One benchmark.
-type Bench = fn(&machine::Built) -> anyhow::Result<Vec<Row>>;
+type Bench = fn(&machine::Built, &services::Choice) -> anyhow::Result<Vec<Row>>;
 
 /// All of them, in the order in which they run.
 const BENCHES: [(&str, Bench); 6] = [
-    ("lab", lab::run),
-    ("cni", cni::run),
+    ("lab", |built, _| lab::run(built)),
+    ("cni", |built, _| cni::run(built)),
     ("services", services::run),
-    ("api", api::run),
-    ("dns", other::dns),
-    ("trace", other::trace),
+    ("api", |built, _| api::run(built)),
+    ("dns", |built, _| other::dns(built)),
+    ("trace", |built, _| other::trace(built)),
 ];
 
 /// Runs the benchmarks that are named, or all.
@@ -55,26 +61,39 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
     {
         return services::inside(rest);
     }
+    if let [option, file] = arguments
+        && option == "--plot"
+    {
+        return plot::run(file);
+    }
     let (options, names): (Vec<&String>, Vec<&String>) = arguments.iter().partition(|it| it.starts_with('-'));
     let is_known = |name: &&&String| BENCHES.iter().any(|(known, _)| known == **name);
-    let has = |wanted: &str| options.iter().any(|option| *option == wanted);
-    if options.iter().any(|option| !["--json", "--no-build"].contains(&option.as_str()))
-        || !names.iter().all(|name| is_known(&name))
-    {
+    let (mut as_json, mut builds, mut choice) = (false, true, services::Choice::default());
+    for option in options {
+        match option.split_once('=').unwrap_or((option, "")) {
+            ("--json", "") => as_json = true,
+            ("--no-build", "") => builds = false,
+            ("--no-peer", "") => choice.has_peer = false,
+            ("--services", sizes) => choice.sizes = sizes.split(',').map(str::parse).collect::<Result<_, _>>()?,
+            ("--modes", modes) => choice.modes = modes.split(',').map(services::mode).collect::<anyhow::Result<_>>()?,
+            _ => bail!(USAGE),
+        }
+    }
+    if !names.iter().all(|name| is_known(&name)) {
         bail!(USAGE);
     }
-    let built = machine::built(!has("--no-build")).context("building what is measured")?;
+    let built = machine::built(builds).context("building what is measured")?;
     let mut report = Report::new(Machine::read());
     for (name, bench) in BENCHES {
         if names.is_empty() || names.iter().any(|wanted| *wanted == name) {
             report::progress(&format!("measuring {name}"));
-            match bench(&built) {
+            match bench(&built, &choice) {
                 Ok(rows) => report.rows.extend(rows),
                 Err(error) => report.failed.push((name, format!("{error:#}"))),
             }
         }
     }
-    report.print(has("--json"));
+    report.print(as_json);
     if let Some((name, error)) = report.failed.first() {
         bail!("{name} could not be measured: {error}");
     }

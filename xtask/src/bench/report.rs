@@ -26,11 +26,23 @@ pub(super) struct Row {
     ours: f64,
     peer: Option<f64>,
     goal: Option<Goal>,
+    place: Option<Place>,
+}
+
+/// Where a figure of Services is in a plot.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    /// Which plot.
+    pub(super) figure: &'static str,
+    /// Which line in it.
+    pub(super) mode: &'static str,
+    /// How far to the right.
+    pub(super) services: u32,
 }
 
 impl Row {
     pub(super) fn new(what: impl Into<String>, ours: f64, unit: &'static str) -> Row {
-        Row { what: what.into(), unit, ours, peer: None, goal: None }
+        Row { what: what.into(), unit, ours, peer: None, goal: None, place: None }
     }
 
     pub(super) fn beside(self, peer: f64) -> Row {
@@ -39,6 +51,10 @@ impl Row {
 
     pub(super) fn goal(self, goal: Goal) -> Row {
         Row { goal: Some(goal), ..self }
+    }
+
+    pub(super) fn at(self, place: Place) -> Row {
+        Row { place: Some(place), ..self }
     }
 
     fn ratio(&self) -> Option<f64> {
@@ -76,10 +92,16 @@ impl Row {
     }
 
     fn json(&self) -> Value {
-        json!({
+        let mut row = json!({
             "what": self.what, "ours": self.ours, "peer": self.peer, "unit": self.unit, "ratio": self.ratio(),
             "goal": self.goal_text(), "met": self.is_met(),
-        })
+        });
+        if let Some(Place { figure, mode, services }) = &self.place {
+            row["figure"] = json!(figure);
+            row["mode"] = json!(mode);
+            row["services"] = json!(services);
+        }
+        row
     }
 }
 

@@ -3,6 +3,7 @@
 //! The server has every endpoint's address: its namespace takes the whole range for its own. The client's address is
 //! a pod's, so that nothing is masqueraded.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -13,7 +14,11 @@ use serde_json::json;
 use super::super::agent;
 use super::super::feed;
 use super::super::machine::{Built, NetworkNamespace, Scratch, output};
+use super::Mode;
 use super::connect::{self, Speed};
+
+/// To how many targets a client connects.
+pub(super) const TARGETS: usize = 4;
 
 /// A server that is killed with this value.
 struct Server(Child);
@@ -83,33 +88,46 @@ impl Bed {
     pub(super) fn start_agent(
         &self,
         built: &Built,
-        mode: &str,
+        mode: Mode,
         services: u32,
         endpoints: u32,
     ) -> anyhow::Result<(Duration, f64)> {
+        if let Some(backend) = mode.backend {
+            // The kubelet's mark, by which its choice is known.
+            let mark = ["-t", "mangle", "-N", "KUBE-KUBELET-CANARY"];
+            output(self.node.command(Path::new(&format!("iptables-{backend}"))).args(mark))?;
+        }
         let api = self.scratch.0.join("api.sock");
         feed::serve(&api, feed::Cluster::new(services, endpoints))?;
         let config = self.scratch.0.join("agent.yaml");
         let content = json!({
             "node": "node-1", "kubernetes": {"socket": api}, "clusterPrefixes": ["10.0.0.0/9"],
             "servicePrefixes": ["10.128.0.0/12"], "stateDirectory": self.scratch.0.join("state"),
-            "runtimeDirectory": &self.scratch.0, "services": mode,
+            "runtimeDirectory": &self.scratch.0, "services": mode.services,
         });
         std::fs::write(&config, content.to_string())?;
         agent::start(built, &self.node, &config, &self.scratch.0)
     }
 
-    /// What connections cost to an endpoint itself, and to the first, the middle and the last of the Services.
-    pub(super) fn connect(&self, services: u32) -> anyhow::Result<Vec<(&'static str, Speed)>> {
-        let service = |index: u32| format!("{}:80", std::net::Ipv4Addr::from(0x0a80_0001 + index));
-        let targets = [
-            ("an endpoint's own address", "10.0.1.0:8080".to_owned()),
+    /// What connections cost to the endpoints themselves, and to the first, the middle and the last of the Services.
+    pub(super) fn connect(
+        &self,
+        services: u32,
+        endpoints: u32,
+        rounds: usize,
+    ) -> anyhow::Result<Vec<(&'static str, Speed)>> {
+        let service = |index: u32| format!("{}:80", Ipv4Addr::from(0x0a80_0001 + index));
+        // By turns, as a Service spreads them, so that the server has as many ports of the client's left.
+        let endpoint = |offset: u32| format!("{}:8080", Ipv4Addr::from(0x0a00_0100 + offset));
+        let targets: [_; TARGETS] = [
+            ("an endpoint's own address", (0..endpoints).map(endpoint).collect::<Vec<_>>().join(",")),
             ("the first Service", service(0)),
             ("the middle Service", service(services / 2)),
             ("the last Service", service(services - 1)),
         ];
         let mut command: Command = self.client.command(&std::env::current_exe()?);
-        command.args(["bench", super::INSIDE, "connect"]).args(targets.iter().map(|(_, target)| target));
+        command.args(["bench", super::INSIDE, "connect", &rounds.to_string()]);
+        command.args(targets.iter().map(|(_, target)| target));
         let speeds = connect::read(&output(&mut command)?)?;
         ensure!(speeds.len() == targets.len(), "{}: not every target was measured", self.name);
         Ok(targets.map(|(name, _)| name).into_iter().zip(speeds).collect())

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
-const ROUNDS: usize = 2000;
+/// Connections to each target whose opening is timed.
+pub(super) const ROUNDS: usize = 2000;
 const WARM_UP: usize = 100;
 
 /// How long connections are counted; in turns, so that a busy machine slows all targets.
@@ -46,50 +47,61 @@ pub(super) fn await_server(child: &mut Child) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Measures all targets by turns, and prints what came of it.
-pub(super) fn inside(targets: &[&str]) -> anyhow::Result<()> {
-    let targets: Vec<SocketAddr> = targets.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
-    let mut times: Vec<Vec<Duration>> = vec![Vec::with_capacity(ROUNDS); targets.len()];
-    for round in 0..WARM_UP + ROUNDS {
-        for (target, times) in targets.iter().zip(&mut times) {
-            let time = open(*target)?;
+/// Measures all targets by turns, and prints what came of it. A target is one address, or several that take turns.
+pub(super) fn inside(rounds: usize, targets: &[&str]) -> anyhow::Result<()> {
+    let mut targets: Vec<Target> = targets.iter().map(|text| Target::parse(text)).collect::<anyhow::Result<_>>()?;
+    for round in 0..WARM_UP + rounds {
+        for target in &mut targets {
+            let time = target.open()?;
             if round >= WARM_UP {
-                times.push(time);
+                target.times.push(time);
             }
         }
     }
-    let mut counts = vec![0u32; targets.len()];
     for _ in 0..TURNS {
-        for (target, count) in targets.iter().zip(&mut counts) {
+        for target in &mut targets {
             let begin = Instant::now();
             while begin.elapsed() < TURN {
-                open(*target)?;
-                *count += 1;
+                target.open()?;
+                target.count += 1;
             }
         }
     }
     let seconds = (TURN * TURNS).as_secs_f64();
-    let speeds: Vec<Value> = times
-        .iter_mut()
-        .zip(counts)
-        .map(|(times, count)| {
-            times.sort_unstable();
-            let middle = times.get(times.len() / 2).copied().unwrap_or_default();
-            json!({"p50_us": middle.as_secs_f64() * 1e6, "per_second": f64::from(count) / seconds})
-        })
-        .collect();
-    println!("{}", Value::from(speeds));
+    let speed = |target: &mut Target| {
+        target.times.sort_unstable();
+        let middle = target.times.get(target.times.len() / 2).copied().unwrap_or_default();
+        json!({"p50_us": middle.as_secs_f64() * 1e6, "per_second": f64::from(target.count) / seconds})
+    };
+    println!("{}", targets.iter_mut().map(speed).collect::<Value>());
     Ok(())
 }
 
-/// Opens a connection and waits for its end; returns how long the opening took.
-fn open(target: SocketAddr) -> anyhow::Result<Duration> {
-    let begin = Instant::now();
-    let mut stream = TcpStream::connect(target).with_context(|| format!("no connection to {target}"))?;
-    let time = begin.elapsed();
-    // The server ends it, with or without a reset.
-    let _ = stream.read(&mut [0; 1]);
-    Ok(time)
+/// What a client connects to, and what that cost.
+struct Target {
+    addresses: Vec<SocketAddr>,
+    next: usize,
+    times: Vec<Duration>,
+    count: u32,
+}
+
+impl Target {
+    fn parse(text: &str) -> anyhow::Result<Target> {
+        let addresses = text.split(',').map(str::parse).collect::<Result<_, _>>()?;
+        Ok(Target { addresses, next: 0, times: Vec::new(), count: 0 })
+    }
+
+    /// Opens a connection and waits for its end; returns how long the opening took.
+    fn open(&mut self) -> anyhow::Result<Duration> {
+        let address = self.addresses.get(self.next % self.addresses.len()).context("no address")?;
+        self.next += 1;
+        let begin = Instant::now();
+        let mut stream = TcpStream::connect(address).with_context(|| format!("no connection to {address}"))?;
+        let time = begin.elapsed();
+        // The server ends it, with or without a reset.
+        let _ = stream.read(&mut [0; 1]);
+        Ok(time)
+    }
 }
 
 /// Reads what [`inside`] printed.

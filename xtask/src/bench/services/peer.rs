@@ -17,8 +17,11 @@ use serde_json::{Value, json};
 
 use super::super::feed;
 use super::bed::Bed;
-use super::connect::Speed;
+use super::connect::{self, Speed};
 use crate::kube_proxy::process::{self, Api, KubeProxy, NODES, SERVICES, SLICES};
+
+/// The unit of times in `/proc`.
+const TICKS_PER_SECOND: f64 = 100.0;
 
 const CHANGES: u32 = 20;
 const PATIENCE: Duration = Duration::from_mins(5);
@@ -32,6 +35,10 @@ pub(super) struct Peer {
     pub(super) first_sync_seconds: f64,
     pub(super) change_p50_ms: f64,
     pub(super) change_p99_ms: f64,
+    /// Its processor time for a change, its programs' included.
+    pub(super) change_cpu_ms: f64,
+    /// The memory that it gained by the changes.
+    pub(super) grown_mib: f64,
     pub(super) memory_mib: f64,
     pub(super) connections: Vec<(&'static str, Speed)>,
 }
@@ -55,7 +62,7 @@ pub(super) fn measure(services: u32, endpoints: u32) -> anyhow::Result<Peer> {
     let mut line = String::new();
     BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
     let measured: Value = serde_json::from_str(&line).context("kube-proxy could not be measured")?;
-    let connections = bed.connect(services);
+    let connections = bed.connect(services, endpoints, connect::ROUNDS);
     // It goes on until its input ends.
     drop(child.stdin.take());
     child.wait()?;
@@ -65,6 +72,8 @@ pub(super) fn measure(services: u32, endpoints: u32) -> anyhow::Result<Peer> {
         first_sync_seconds: get("first_sync_seconds")?,
         change_p50_ms: get("change_p50_ms")?,
         change_p99_ms: get("change_p99_ms")?,
+        change_cpu_ms: get("change_cpu_ms")?,
+        grown_mib: get("grown_mib")?,
         memory_mib: get("memory_mib")?,
         connections: connections?,
     })
@@ -75,7 +84,7 @@ pub(super) fn inside(directory: &Path, services: u32, endpoints: u32) -> anyhow:
     let binary = process::find().map_err(anyhow::Error::msg)?;
     let api = Api::start()?;
     let cluster = feed::Cluster::new(services, endpoints);
-    let slices = put_all(&api, &cluster)?;
+    let mut slices = put_all(&api, &cluster)?;
     let fields = "mode: iptables\nbindAddress: 192.0.2.1\nclusterCIDR: \"10.0.0.0/9\"\n\
                   iptables: {minSyncPeriod: 0s, syncPeriod: 1h}\n";
     let begin = Instant::now();
@@ -84,21 +93,25 @@ pub(super) fn inside(directory: &Path, services: u32, endpoints: u32) -> anyhow:
     let start = begin.elapsed();
     let mut milliseconds = Vec::new();
     let mut before = first;
+    let process = proxy.child.id();
+    let (cpu_before, memory_before) = (cpu_seconds(process)?, memory_mib(process, "VmRSS:")?);
     for change in 0..CHANGES {
         let index = change.wrapping_mul(7919) % services;
-        let (name, slice) = slices.get_key_value(&format!("service-{index}-abcde")).context("no such slice")?;
-        let mut slice = slice.clone();
+        let name = format!("service-{index}-abcde");
+        let slice = slices.get_mut(&name).context("no such slice")?;
         slice["endpoints"].as_array_mut().context("no endpoints")?.pop();
-        api.put(SLICES, name, &slice.to_string());
+        api.put(SLICES, &name, &slice.to_string());
         let after = await_sync(&mut proxy, &directory.join("kube-proxy"), before.count + 1)?;
         milliseconds.push((after.seconds - before.seconds) * 1e3 / f64::from(after.count - before.count));
         before = after;
     }
+    let cpu = cpu_seconds(process)? - cpu_before;
     milliseconds.sort_by(f64::total_cmp);
     let at = |percent: usize| milliseconds.get((milliseconds.len() * percent / 100).min(milliseconds.len() - 1));
     let report = json!({
         "start_seconds": start.as_secs_f64(), "first_sync_seconds": first.seconds,
-        "change_p50_ms": at(50), "change_p99_ms": at(99), "memory_mib": memory_mib(proxy.child.id())?,
+        "change_p50_ms": at(50), "change_p99_ms": at(99), "change_cpu_ms": cpu * 1e3 / f64::from(CHANGES),
+        "grown_mib": memory_mib(process, "VmRSS:")? - memory_before, "memory_mib": memory_mib(process, "VmHWM:")?,
     });
     println!("{report}");
     // The rules stay while the parent measures.
@@ -163,10 +176,18 @@ fn syncs() -> Option<Syncs> {
     Some(Syncs { count: value("count")?.parse().ok()?, seconds: value("sum")?.parse().ok()? })
 }
 
-fn memory_mib(process: u32) -> anyhow::Result<f64> {
+/// What a process holds, or held at most, by the name of the field in proc(5).
+fn memory_mib(process: u32, field: &str) -> anyhow::Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).with_context(|| format!("no {field}"))?;
     let kilobytes: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
     ensure!(kilobytes > 0.0, "no memory at all");
     Ok(kilobytes / 1024.0)
+}
+
+/// The processor time of a process and of the programs that it ran: fields 14 to 17 of its `stat` (proc(5)).
+fn cpu_seconds(process: u32) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let fields = stat.rsplit_once(") ").context("no name in stat")?.1.split_whitespace();
+    Ok(fields.skip(11).take(4).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / TICKS_PER_SECOND)
 }
