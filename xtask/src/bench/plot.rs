@@ -58,8 +58,9 @@ fn draw(path: &Path, figures: &BTreeMap<&str, Lines>) -> anyhow::Result<()> {
     };
     for (panel, (title, lines)) in panels.iter().zip(figures) {
         let points = || lines.values().flatten();
-        let sizes = span(points().map(|(services, _)| f64::from(*services)), 1.3);
-        let values = span(points().map(|(_, value)| *value), 1.6);
+        let sizes = span(points().map(|(services, _)| f64::from(*services)), 0.1);
+        // Above the lines is room for their names.
+        let values = span(points().map(|(_, value)| *value), 0.6);
         let mut chart = ChartBuilder::on(panel)
             .caption(title, TITLE)
             .margin(10)
@@ -69,6 +70,8 @@ fn draw(path: &Path, figures: &BTreeMap<&str, Lines>) -> anyhow::Result<()> {
         chart
             .configure_mesh()
             .x_desc("Services of 10 endpoints")
+            .x_labels(4)
+            .y_labels(12)
             .x_label_formatter(&|value| format!("{value:.0}"))
             .y_label_formatter(&|value| format!("{value}"))
             .label_style(FONT)
@@ -95,9 +98,9 @@ fn draw(path: &Path, figures: &BTreeMap<&str, Lines>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// From the least to the most, with room around both.
+/// From the least to the most, with room above that is such a part of what lies between, on a logarithmic scale.
 fn span(values: impl Iterator<Item = f64> + Clone, room: f64) -> Range<f64> {
     let least = values.clone().fold(f64::INFINITY, f64::min);
     let most = values.fold(0.0, f64::max);
-    least / room..most * room
+    least / 1.2..most * (most / least).max(2.0).powf(room)
 }
