@@ -5,6 +5,7 @@
 //! - [`iptables`]: kube-proxy's iptables chains.
 //! - [`ipset`]: sets of addresses and ports.
 //! - [`ipvs`]: virtual servers, and the addresses of the dummy link.
+//! - [`ipvs_mode`]: what the three rooms of the `ipvs` mode do to a packet together.
 //! - [`layout`]: what the rooms share, and the contract with other software on the node.
 //! - [`sample`]: frontends for tests.
 //!
@@ -15,6 +16,7 @@
 pub mod ipset;
 pub mod iptables;
 pub mod ipvs;
+pub mod ipvs_mode;
 pub mod layout;
 pub mod netlink;
 pub mod nftables;

@@ -15,6 +15,6 @@ pub mod walk;
 
 pub use compare::{Difference, Sighting, compare};
 pub use hop::{Choice, End, Exit, Hop, Ingress, NodeTrace, Stage, Trace};
-pub use node::{NodePrograms, trace_node};
+pub use node::{NodePrograms, ServicesPrograms, trace_node};
 pub use render::render;
 pub use walk::{Cluster, HOPS_MAX, WalkError, walk};

@@ -4,13 +4,17 @@
 //!  pod or network ─▶ prerouting ─▶ route ─┬▶ input ─▶ this node
 //!  this node ─▶ route ─▶ output ─▶ route ─┴▶ forward ─▶ postrouting ─▶ pod, tunnel or link
 //! ```
+//!
+//! IPVS takes packets behind input and at output; what it sends to an endpoint goes by postrouting.
+
+mod ipvs;
 
 use std::net::{IpAddr, SocketAddr};
 
 use portolan_net::{Family, NodeName, ObjectKind, Origin, Packet};
 use portolan_program::netlink::{self, RouteDecision, Surroundings, ViaKind};
 use portolan_program::nftables::{self, Environment, Hook, Outcome, Rejection, Verdict, What};
-use portolan_program::{iptables, ipvs};
+use portolan_program::{iptables, ipvs_mode};
 
 use crate::hop::{Choice, Exit, Hop, Ingress, NodeTrace, Stage};
 
@@ -23,10 +27,22 @@ pub struct NodePrograms<'a> {
     pub netlink: &'a netlink::Program,
     /// The nftables room's program.
     pub nftables: &'a nftables::Program,
-    /// The iptables room's program, where that serves Services.
-    pub iptables: Option<&'a iptables::Program>,
+    /// What serves Services.
+    pub services: ServicesPrograms<'a>,
     /// What the node holds beside it.
     pub surroundings: &'a Surroundings,
+}
+
+/// What serves Services on a node.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum ServicesPrograms<'a> {
+    /// The nftables room's program, which is there in any mode.
+    #[default]
+    Nftables,
+    /// The iptables room's program.
+    Iptables(&'a iptables::Program),
+    /// The programs of the `ipvs` mode.
+    Ipvs(ipvs_mode::Programs<'a>),
 }
 
 /// What happens to a packet on this node.
@@ -44,6 +60,7 @@ pub fn trace_node(programs: &NodePrograms<'_>, packet: Packet, ingress: &Ingress
         in_interface,
         origin: None,
         is_marked_by_chains: false,
+        is_balanced: false,
     };
     let exit = match tracer.run(ingress) {
         Ok(exit) => exit,
@@ -80,6 +97,8 @@ struct Tracer<'a> {
     origin: Option<Origin>,
     /// Whether the iptables room's chains replace its source when it leaves.
     is_marked_by_chains: bool,
+    /// Whether IPVS sent it to an endpoint.
+    is_balanced: bool,
 }
 
 impl Tracer<'_> {
@@ -98,13 +117,13 @@ impl Tracer<'_> {
             }
             Ingress::Network => self.translate(Hook::Prerouting, None)?,
         }
-        let decision = netlink::route(self.programs.netlink, self.programs.surroundings, self.packet.destination);
-        match decision {
+        match self.route(self.packet.destination) {
             RouteDecision::Local { device, .. } => {
-                self.filter(Hook::Input, None)?;
-                let detail =
-                    if device == ipvs::DEVICE { "to IPVS, which traces do not follow yet" } else { "delivered" };
-                self.hop(Stage::NodeIngress, &device, self.packet, detail.to_owned(), []);
+                // IPVS has it behind this hook.
+                if !self.is_balanced || *ingress == Ingress::Node {
+                    self.filter(Hook::Input, None)?;
+                }
+                self.hop(Stage::NodeIngress, &device, self.packet, "delivered".to_owned(), []);
                 Ok(Exit::Node)
             }
             RouteDecision::Unreachable { reason } => Err(Refusal {
@@ -113,8 +132,8 @@ impl Tracer<'_> {
                 origin: self.origin.clone(),
             }),
             RouteDecision::Via { device, gateway, kind, origin } => {
-                // What the node itself sends has passed its output hook already.
-                if *ingress != Ingress::Node {
+                // What the node itself sends has passed its output hook already; so has what IPVS sends.
+                if *ingress != Ingress::Node && !self.is_balanced {
                     self.filter(Hook::Forward, Some(&device))?;
                 }
                 self.leave(&device, gateway, kind, origin)
@@ -127,8 +146,7 @@ impl Tracer<'_> {
         if !self.packet.source.is_unspecified() {
             return Ok(());
         }
-        let decision = netlink::route(self.programs.netlink, self.programs.surroundings, self.packet.destination);
-        self.packet.source = match decision {
+        self.packet.source = match self.route(self.packet.destination) {
             RouteDecision::Local { address, .. } => address,
             RouteDecision::Via { device, gateway, .. } => {
                 let towards = gateway.unwrap_or(self.packet.destination);
@@ -148,8 +166,10 @@ impl Tracer<'_> {
 
     /// A hook that may rewrite the destination.
     fn translate(&mut self, hook: Hook, out: Option<&str>) -> Result<(), Refusal> {
-        if let Some(chains) = self.programs.iptables {
-            return self.through_chains(chains, hook);
+        match self.programs.services {
+            ServicesPrograms::Nftables => {}
+            ServicesPrograms::Iptables(chains) => return self.through_chains(chains, hook),
+            ServicesPrograms::Ipvs(programs) => return self.through_ipvs(&programs, hook),
         }
         let before = self.packet;
         let outcome = self.at(hook, out);
@@ -183,8 +203,7 @@ impl Tracer<'_> {
     fn through_chains(&mut self, chains: &iptables::Program, hook: Hook) -> Result<(), Refusal> {
         let before = self.packet;
         let environment = iptables::Environment {
-            in_interface: (hook == Hook::Prerouting)
-                .then(|| self.in_interface.clone().unwrap_or_else(|| self.link_towards_source())),
+            in_interface: (hook == Hook::Prerouting).then(|| self.came_by()),
             local_addresses: self.environment(None).local_addresses,
             ..iptables::Environment::default()
         };
@@ -205,7 +224,8 @@ impl Tracer<'_> {
             (self.packet.destination, self.packet.destination_port) = (backend.ip(), backend.port());
             let alternatives: Vec<SocketAddr> = outcome.backends().into_iter().collect();
             let number = alternatives.iter().position(|it| *it == backend).map_or(1, |position| position + 1);
-            let detail = format!("{number} of {}", alternatives.len());
+            let kept = if keeps_endpoint(chains, branch) { ", and the client keeps it" } else { "" };
+            let detail = format!("{number} of {}{kept}", alternatives.len());
             let endpoint = origins.iter().find(|origin| origin.kind == ObjectKind::EndpointSlice).cloned();
             self.hop(Stage::Services, "iptables", before, detail, service.into_iter().chain(endpoint));
             if let Some(hop) = self.hops.last_mut() {
@@ -224,10 +244,23 @@ impl Tracer<'_> {
     }
 
     /// The link that the packet comes by: where a pod's is not known, the one that leads back to its source.
-    fn link_towards_source(&self) -> String {
-        match netlink::route(self.programs.netlink, self.programs.surroundings, self.packet.source) {
+    fn came_by(&self) -> String {
+        if let Some(interface) = &self.in_interface {
+            return interface.clone();
+        }
+        match self.route(self.packet.source) {
             RouteDecision::Via { device, .. } | RouteDecision::Local { device, .. } => device,
             RouteDecision::Unreachable { .. } => String::new(),
+        }
+    }
+
+    /// Where the node would send a packet. The dummy link's addresses are the node's own, too.
+    fn route(&self, destination: IpAddr) -> RouteDecision {
+        match self.programs.services {
+            ServicesPrograms::Ipvs(programs) if programs.servers.addresses.contains(&destination) => {
+                RouteDecision::Local { address: destination, device: portolan_program::ipvs::DEVICE.to_owned() }
+            }
+            _ => netlink::route(self.programs.netlink, self.programs.surroundings, destination),
         }
     }
 
@@ -405,6 +438,13 @@ impl Tracer<'_> {
             alternatives: Vec::new(),
         });
     }
+}
+
+/// Whether a chain that the packet came through remembers which endpoint a client had.
+fn keeps_endpoint(chains: &iptables::Program, branch: &iptables::Branch) -> bool {
+    let met = branch.steps.iter().filter_map(|step| chains.chain(step.table, &step.chain));
+    let mut conditions = met.flat_map(|chain| chain.rules.iter()).flat_map(|rule| rule.matches.iter());
+    conditions.any(|condition| matches!(condition, iptables::Match::Recent(_)))
 }
 
 /// What a pod's packets come by: the bridge that its interface is on.

@@ -1,7 +1,7 @@
 //! Questions of the administration socket that need the engine.
 
 use hyper::StatusCode;
-use portolan_program::{netlink, nftables};
+use portolan_program::{ipvs, netlink, nftables};
 use portolan_trace::NodePrograms;
 
 use super::engine::Engine;
@@ -52,7 +52,9 @@ pub(crate) fn answer<P: KernelPort>(engine: &mut Engine<P>, config: &AgentConfig
 }
 
 fn information<P: KernelPort>(engine: &Engine<P>, config: &AgentConfig) -> NodeInformation {
-    let foreign = engine.surroundings().addresses.iter().map(|(_, prefix)| prefix.addr());
+    // The dummy link's addresses are the Services', and on every node.
+    let foreign = engine.surroundings().addresses.iter().filter(|(link, _)| link != ipvs::DEVICE);
+    let foreign = foreign.map(|(_, prefix)| prefix.addr());
     let own =
         engine.netlink_program().into_iter().flat_map(|program| program.addresses.keys().map(|(_, it)| it.addr()));
     // The node's own address comes first: that is the one that people mean.
@@ -128,7 +130,7 @@ fn trace<P: KernelPort>(engine: &Engine<P>, config: &AgentConfig, question: &Tra
         node: &config.node,
         netlink,
         nftables,
-        iptables: engine.iptables_program(),
+        services: engine.services_programs(),
         surroundings: engine.surroundings(),
     };
     AdminAnswer::json(&portolan_trace::trace_node(&programs, question.packet, &question.ingress, question.choice))

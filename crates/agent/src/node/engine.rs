@@ -18,8 +18,9 @@ use portolan_kernel::KernelError;
 use portolan_kernel::monitor::Event;
 use portolan_net::{Family, IpNet, MacAddress, ObjectKey, ObjectKind};
 use portolan_program::netlink::{self, Surroundings};
-use portolan_program::{iptables, nftables};
+use portolan_program::{ipvs_mode, nftables};
 use portolan_state::{AttachmentKey, Change, Dirty, Node, NodeTunnel, Problem, Snapshot, Writer};
+use portolan_trace::ServicesPrograms;
 
 use super::compiled::{Compiled, health_ports, node_addresses, view};
 use super::port::KernelPort;
@@ -155,8 +156,19 @@ impl<P: KernelPort> Engine<P> {
         compiled.rooms.iter().find(|room| room.is_used() && room.name() == name).map(|room| room.render())
     }
 
-    /// The iptables room's program, where that serves Services.
-    pub fn iptables_program(&self) -> Option<&iptables::Program> {
+    /// The programs that serve Services.
+    pub fn services_programs(&self) -> ServicesPrograms<'_> {
+        match (self.room_program(), self.room_program(), self.room_program()) {
+            (Some(chains), Some(sets), Some(servers)) => {
+                ServicesPrograms::Ipvs(ipvs_mode::Programs { chains, sets, servers })
+            }
+            (Some(chains), ..) => ServicesPrograms::Iptables(chains),
+            _ => ServicesPrograms::Nftables,
+        }
+    }
+
+    /// The program of a room that the mode uses.
+    fn room_program<T: 'static>(&self) -> Option<&T> {
         let rooms = self.compiled.iter().flat_map(|compiled| &compiled.rooms);
         rooms.filter(|room| room.is_used()).find_map(|room| room.program().downcast_ref())
     }

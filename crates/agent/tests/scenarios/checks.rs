@@ -132,7 +132,8 @@ impl Nodes for Programs<'_> {
             let exit = Exit::Refused { how: "no agent".into(), reason, origin: None };
             return Ok(NodeTrace { hops: Vec::new(), packet, exit });
         };
-        let programs = NodePrograms { node, netlink, nftables, iptables: None, surroundings: engine.surroundings() };
+        let services = engine.services_programs();
+        let programs = NodePrograms { node, netlink, nftables, services, surroundings: engine.surroundings() };
         Ok(trace_node(&programs, packet, &ingress, choice))
     }
 

@@ -37,6 +37,8 @@ pub struct Outcome {
     pub verdict: Verdict,
     /// All real servers that could be chosen.
     pub alternatives: Vec<Alternative>,
+    /// Whether a client is sent to the same one for some time (persistence).
+    pub keeps_endpoint: bool,
     /// The object behind the virtual server.
     pub origin: Option<Origin>,
 }
@@ -44,7 +46,7 @@ pub struct Outcome {
 /// What IPVS would do to the first packet of a connection, where it enters the node or leaves a process of it.
 /// `local_addresses` are the node's own besides those of the dummy link.
 pub fn interpret(program: &Program, packet: &Packet, local_addresses: &[IpAddr]) -> Outcome {
-    let pass = Outcome { verdict: Verdict::Pass, alternatives: Vec::new(), origin: None };
+    let pass = Outcome { verdict: Verdict::Pass, alternatives: Vec::new(), keeps_endpoint: false, origin: None };
     let Ok(port) = Port::try_from(packet.destination_port) else { return pass };
     let key = ServerKey { protocol: packet.protocol, address: packet.destination, port };
     // IPVS sees what is for this node.
@@ -57,5 +59,6 @@ pub fn interpret(program: &Program, packet: &Packet, local_addresses: &[IpAddr])
         .map(|it| Alternative { socket: it.key.socket(), weight: it.weight, origin: it.origin.clone() })
         .collect();
     let verdict = if alternatives.is_empty() { Verdict::Reject } else { Verdict::Forward };
-    Outcome { verdict, alternatives, origin: server.origin.clone() }
+    let keeps_endpoint = server.persistence_seconds.is_some();
+    Outcome { verdict, alternatives, keeps_endpoint, origin: server.origin.clone() }
 }

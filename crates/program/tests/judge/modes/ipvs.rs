@@ -1,11 +1,11 @@
 //! The IPVS mode: its virtual servers, its sets, and its chains, in the order in which a packet meets them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use portolan_intent::services::{FrontendUpdate, ServicesIntent};
-use portolan_net::{Family, Protocol};
-use portolan_program::iptables::{self, Environment, SetPart, chains_for_ipvs};
-use portolan_program::layout::MASQUERADE_MARK;
+use portolan_net::Family;
+use portolan_program::iptables::{self, chains_for_ipvs};
+use portolan_program::ipvs_mode::{Environment, Programs, Verdict, interpret};
 use portolan_program::{ipset, ipvs};
 use portolan_state::TrafficPolicy;
 
@@ -19,8 +19,6 @@ pub(super) struct Ipvs {
     sets: ipset::Compiler,
     chains: iptables::Program,
     frontends: ServicesIntent,
-    /// The sets as the interpreter of chains has them.
-    members: BTreeSet<(iptables::Name, Vec<SetPart>)>,
 }
 
 impl Ipvs {
@@ -30,7 +28,6 @@ impl Ipvs {
             sets: ipset::Compiler::new(&cluster.view(), &Family::ALL),
             chains: iptables::Program::default(),
             frontends: ServicesIntent::new(),
-            members: BTreeSet::new(),
         }
     }
 }
@@ -52,7 +49,6 @@ impl Mode for Ipvs {
         self.servers.settle(&gone);
         self.chains = chains_for_ipvs(&cluster.view(), &Family::ALL, &cluster.node().pod_prefixes);
         self.frontends = follower.compiler.intent().clone();
-        self.members = members(self.sets.program());
     }
 
     /// A pod that reaches itself is known by its endpoint's node.
@@ -61,45 +57,25 @@ impl Mode for Ipvs {
     }
 
     fn answer(&self, cluster: &Cluster, question: &Question) -> Answer {
-        let own = cluster.local_addresses();
-        let program = self.servers.program();
+        let programs = Programs { chains: &self.chains, sets: self.sets.program(), servers: self.servers.program() };
         let environment = Environment {
             in_interface: match question.from {
-                From::Pod => Some(BRIDGE.to_owned()),
-                From::Outside => Some(UPLINK.to_owned()),
+                From::Pod => Some(BRIDGE),
+                From::Outside => Some(UPLINK),
                 From::Node => None,
             },
-            out_interface: Some(UPLINK.to_owned()),
-            local_addresses: own.iter().chain(&program.addresses).copied().collect(),
-            sets: self.members.clone(),
-            ..Environment::default()
+            out_interface: Some(UPLINK),
+            own_addresses: &cluster.local_addresses(),
         };
-        let outcome = iptables::interpret(&self.chains, &question.packet(), &environment);
+        let outcome = interpret(&programs, &question.packet(), &environment);
         assert!(outcome.not_understood.is_empty(), "{:?}", outcome.not_understood);
-        let [branch] = &outcome.branches[..] else { panic!("chains do not choose: {outcome:?}") };
-        match branch.verdict {
-            iptables::Verdict::Accept => {}
-            iptables::Verdict::Drop => return Answer::Drop,
-            iptables::Verdict::Reject => return Answer::Reject,
-        }
-        let masquerade = branch.masqueraded || branch.packet.mark & MASQUERADE_MARK != 0;
-        let served = ipvs::interpret(program, &question.packet(), &own);
-        match served.verdict {
-            ipvs::Verdict::Pass => Answer::Untouched,
-            ipvs::Verdict::Reject => Answer::Reject,
-            ipvs::Verdict::Forward => {
-                let loops = |socket: std::net::SocketAddr| {
-                    let mut packet = question.packet();
-                    (packet.destination, packet.destination_port) = (socket.ip(), socket.port());
-                    let key = ipset::SetKey {
-                        family: question.family(),
-                        name: portolan_program::layout::IpSetName::LoopBack,
-                    };
-                    let ends = [ipset::End::Destination, ipset::End::Destination, ipset::End::Source];
-                    ipset::contains(&self.sets.program().sets[&key], &packet, &ends).is_some()
-                };
-                let sockets = served.alternatives.iter().map(|it| it.socket);
-                Answer::Forward(sockets.map(|socket| (socket, masquerade || loops(socket))).collect())
+        match outcome.verdict {
+            Verdict::Pass { .. } => Answer::Untouched,
+            Verdict::Refused(refusal) if refusal.is_told() => Answer::Reject,
+            Verdict::Refused(_) => Answer::Drop,
+            Verdict::Forward { ways, .. } => {
+                assert!(ways.iter().all(|way| way.refusal.is_none()), "{ways:?}");
+                Answer::Forward(ways.iter().map(|way| (way.endpoint, way.masqueraded)).collect())
             }
         }
     }
@@ -121,32 +97,4 @@ impl Mode for Ipvs {
         let of = |socket: std::net::SocketAddr| (socket, class == Class::Node || socket.ip() == question.source);
         Some(Answer::Forward(local.iter().map(|it| of(it.socket())).collect::<BTreeMap<_, _>>()))
     }
-}
-
-fn members(program: &ipset::Program) -> BTreeSet<(iptables::Name, Vec<SetPart>)> {
-    let mut members = BTreeSet::new();
-    for (key, set) in &program.sets {
-        let name: iptables::Name = key.name.name(key.family).into();
-        for entry in set.entries.keys() {
-            let parts = match *entry {
-                ipset::Entry::Ip(address) => vec![SetPart::Address(address)],
-                ipset::Entry::IpPort(address, protocol, port) => {
-                    vec![SetPart::Address(address), SetPart::Port(protocol, port.get())]
-                }
-                ipset::Entry::IpPortIp(address, protocol, port, second) => {
-                    vec![SetPart::Address(address), SetPart::Port(protocol, port.get()), SetPart::Address(second)]
-                }
-                ipset::Entry::IpPortNet(address, protocol, port, prefix) => {
-                    vec![SetPart::Address(address), SetPart::Port(protocol, port.get()), SetPart::Prefix(prefix)]
-                }
-                ipset::Entry::Port(port) => {
-                    let of = |protocol| (name.clone(), vec![SetPart::Port(protocol, port.get())]);
-                    members.extend([Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(of));
-                    continue;
-                }
-            };
-            members.insert((name.clone(), parts));
-        }
-    }
-    members
 }
