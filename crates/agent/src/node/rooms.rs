@@ -207,6 +207,18 @@ where
     }
 }
 
+impl<R: Room> Unused<R>
+where
+    R::Program: Default + PartialEq,
+{
+    /// The steps that take away what is found, and whether something of it stays for a while.
+    fn leftovers<P: RoomPort<R>>(&self, port: &mut P) -> Result<(Vec<R::Change>, bool), KernelError> {
+        let observed = port.observe()?;
+        let spared = port.spare(&observed)?;
+        Ok((R::diff(&observed, &spared), spared != self.nothing))
+    }
+}
+
 impl<R: Room, P: RoomPort<R>> KeptRoom<P> for Unused<R>
 where
     R::Program: Default + PartialEq,
@@ -222,14 +234,13 @@ where
     fn learn(&mut self, _: &[FrontendUpdate], _: &NodeFacts) {}
 
     fn compare(&mut self, port: &mut P) -> Result<Steps, KernelError> {
-        let observed = port.observe()?;
-        let spared = port.spare(&observed)?;
-        let pending = spared != self.nothing;
-        Ok(Steps { pending, ..apply::<R, P>(port, &R::diff(&observed, &spared)) })
+        let (changes, pending) = self.leftovers(port)?;
+        Ok(Steps { pending, ..apply::<R, P>(port, &changes) })
     }
 
     fn plan(&self, port: &mut P) -> Result<String, KernelError> {
-        Ok(R::render_changes(&R::diff(&port.observe()?, &self.nothing)))
+        let (changes, _) = self.leftovers(port)?;
+        Ok(R::render_changes(&changes))
     }
 
     fn render(&self) -> String {
@@ -269,5 +280,88 @@ fn apply<R: Room, P: RoomPort<R>>(port: &mut P, changes: &[R::Change]) -> Steps 
         messages: applied.messages,
         failed: applied.failed.iter().map(|(change, error)| (text(change), error.clone())).collect(),
         pending: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use portolan_net::Protocol;
+    use portolan_program::ipvs::{
+        self, Change, Compiler, Forwarding, Program, RealKey, RealServer, Scheduler, ServerKey, SourceHash,
+        VirtualServer,
+    };
+
+    use super::*;
+
+    /// A kernel with what another mode left there, where one real server has connections.
+    struct Leftovers {
+        observed: Program,
+        busy: RealKey,
+        applied: Vec<Change>,
+    }
+
+    impl RoomPort<Compiler> for Leftovers {
+        fn observe(&mut self) -> Result<Program, KernelError> {
+            Ok(self.observed.clone())
+        }
+
+        fn apply(&mut self, changes: &[Change]) -> Applied<Change> {
+            self.applied.extend(changes.iter().cloned());
+            Applied { failed: Vec::new(), messages: changes.len() }
+        }
+
+        fn spare(&mut self, observed: &Program) -> Result<Program, KernelError> {
+            let mut spared = observed.clone();
+            for (key, server) in &observed.servers {
+                let busy = server.real.iter().filter(|real| real.key == self.busy);
+                let real = busy.map(|real| RealServer { weight: 0, ..real.clone() }).collect();
+                spared.servers.insert(*key, Arc::new(VirtualServer { real, ..(**server).clone() }));
+            }
+            Ok(spared)
+        }
+    }
+
+    fn real(last: u8) -> RealServer {
+        RealServer {
+            key: RealKey { address: IpAddr::from([10, 42, 0, last]), port: Port::try_from(8080).unwrap() },
+            weight: 1,
+            forwarding: Forwarding::Masquerade,
+            origin: None,
+        }
+    }
+
+    fn leftovers() -> Leftovers {
+        let address = IpAddr::from([10, 96, 0, 10]);
+        let key = ServerKey { protocol: Protocol::Tcp, address, port: Port::try_from(80).unwrap() };
+        let server = VirtualServer {
+            scheduler: Scheduler::RoundRobin,
+            persistence_seconds: None,
+            client_bits: 32,
+            source_hash: SourceHash::default(),
+            real: [real(1), real(2)].into(),
+            origin: None,
+        };
+        let mut observed = Program { device: true, ..Program::default() };
+        observed.addresses.insert(address);
+        observed.servers.insert(key, Arc::new(server));
+        Leftovers { observed, busy: real(2).key, applied: Vec::new() }
+    }
+
+    #[test]
+    fn what_is_planned_for_leftovers_is_what_is_done_and_spares_connections() {
+        let mut kernel = leftovers();
+        let mut room: Box<dyn KeptRoom<Leftovers>> = Box::new(Unused::<Compiler>::default());
+        let plan = room.plan(&mut kernel).unwrap();
+        assert_eq!(kernel.applied, [], "a plan changes nothing");
+        let steps = room.compare(&mut kernel).unwrap();
+        let done: String = kernel.applied.iter().map(|change| ipvs::render_change(change) + "\n").collect();
+        assert_eq!(plan, done);
+        assert!(steps.pending, "what was spared is looked at again");
+        assert!(plan.contains("10.42.0.1:8080"), "{plan}");
+        // The virtual server and the device would take the connections with them.
+        let kept = kernel.applied.iter().all(|change| !matches!(change, Change::RemoveServer(..)));
+        assert!(kept && !plan.contains("kube-ipvs0"), "{plan}");
     }
 }
