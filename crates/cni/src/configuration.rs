@@ -1,7 +1,9 @@
 //! The network configuration that the runtime writes to standard input ("Network configuration
 //! format", "Deriving execution configuration from plugin configuration").
 
-use std::net::IpAddr;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::net::IpAddr;
 
 use portolan_net::MacAddress;
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,8 @@
 //! Errors with the specification's codes ("Error").
 
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -166,6 +169,7 @@ impl CniError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::string::ToString;
     use proptest::prelude::*;
 
     proptest! {

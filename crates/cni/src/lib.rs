@@ -5,6 +5,13 @@
 //! environment, standard input and the agent's socket to its caller. It does not decide who gets
 //! which address and makes no interface.
 
+#![no_std]
+
+#[macro_use]
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
 mod configuration;
 mod error;
 pub mod limits;

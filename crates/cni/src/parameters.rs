@@ -1,7 +1,10 @@
 //! What the runtime says through the environment ("Parameters").
 
-use std::collections::BTreeMap;
-use std::fmt;
+use alloc::borrow::ToOwned;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
 
 use portolan_net::{MacAddress, ObjectKey};
 use serde::{Deserialize, Serialize};
@@ -216,6 +219,7 @@ fn is_interface_name(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::string::ToString;
     use proptest::prelude::*;
 
     fn environment(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {

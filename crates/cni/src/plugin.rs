@@ -6,7 +6,10 @@
 //!   stdin ───────┘                       └─ Ask(question) ─▶ socket ─▶ answered / unreachable ─▶ Output
 //! ```
 
-use std::collections::BTreeMap;
+use alloc::borrow::ToOwned;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
 
 use serde_json::{Value, json};
 

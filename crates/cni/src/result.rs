@@ -1,6 +1,9 @@
 //! The result of ADD ("ADD Success"), in memory as version 1.1.0 has it, rendered for any version.
 
-use std::net::{IpAddr, Ipv4Addr};
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portolan_net::Family;

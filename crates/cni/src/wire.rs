@@ -1,5 +1,7 @@
 //! What plugin and agent say to each other: one line of JSON each, and then the connection closes.
 
+use alloc::vec::Vec;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +86,7 @@ fn decode<T: DeserializeOwned>(line: &[u8], what: &str) -> Result<T, CniError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::string::String;
     use proptest::prelude::*;
 
     proptest! {

@@ -1,9 +1,11 @@
 //! Families, protocols, ports and hardware addresses.
 
-use std::fmt;
-use std::net::IpAddr;
-use std::num::NonZeroU16;
-use std::str::FromStr;
+use alloc::borrow::ToOwned;
+use alloc::string::{String, ToString};
+use core::fmt;
+use core::net::IpAddr;
+use core::num::NonZeroU16;
+use core::str::FromStr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};

@@ -3,7 +3,8 @@
 //! It reads what the tracer needs to recognise its own probe and nothing more. It never panics,
 //! whatever the bytes.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{Packet, Protocol};
 
@@ -145,6 +146,8 @@ fn read_u16(bytes: &[u8], offset: usize) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::string::ToString;
+    use alloc::vec;
     use proptest::prelude::*;
 
     proptest! {

@@ -4,6 +4,12 @@
 //! socket. Addresses are always dual-family; four bytes alone appear only where a wire format has
 //! only four. It does not know Kubernetes, the kernel, or any mode.
 
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
 mod address;
 mod frame;
 mod name;

@@ -1,7 +1,8 @@
 //! Names of things in the cluster. They are shared strings: a snapshot holds each many times.
 
-use std::fmt;
-use std::sync::Arc;
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::fmt;
 
 use serde::{Deserialize, Serialize};
 

@@ -3,9 +3,9 @@
 //! Every item of an intent or a program carries an origin. Traces, comments in the kernel, errors
 //! and metrics name it, so that a person is led from any rule back to what they wrote.
 
-use std::fmt;
-use std::ops::Deref;
-use std::sync::Arc;
+use alloc::sync::Arc;
+use core::fmt;
+use core::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 

@@ -1,7 +1,8 @@
 //! A packet as the interpreters and the tracer see it: the fields that decide its way.
 
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use alloc::string::{String, ToString};
+use core::fmt;
+use core::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
