@@ -6,16 +6,17 @@ SERVICES ?= nftables
 IP_FAMILY ?= ipv4
 KEEP ?=
 
-PORTOLAN := target/release/portolan
-ifdef CARGO_TARGET_DIR
-PORTOLAN := $(CARGO_TARGET_DIR)/release/portolan
-endif
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+PORTOLAN := $(TARGET)/release/portolan
+PLUGIN := --profile plugin --package portolan-plugin --bin portolan-cni --features program
+MUSL_CC := $(shell uname -m)-linux-musl-gcc
 
-.PHONY: demo test lint build plugin clean-labs tools test-tools
+.PHONY: demo test lint build plugin clean-labs tools plugin-tools test-tools
 
 # A program and the package that brings it.
 DEMO_TOOLS := ip:iproute2 cc:build-essential
-TEST_TOOLS := $(DEMO_TOOLS) nft:nftables conntrack:conntrack curl:curl dig:bind9-dnsutils jq:jq \
+PLUGIN_TOOLS := cc:build-essential $(MUSL_CC):musl-dev
+TEST_TOOLS := $(DEMO_TOOLS) $(PLUGIN_TOOLS) nft:nftables conntrack:conntrack curl:curl dig:bind9-dnsutils jq:jq \
 	kubectl:kubernetes-client etcd:etcd-server openssl:openssl podman:podman crun:crun \
 	iptables:iptables ipset:ipset ipvsadm:ipvsadm qemu-system-x86_64:qemu-system-x86 zstd:zstd xz:xz-utils modprobe:kmod
 
@@ -40,16 +41,18 @@ demo: tools
 build: plugin
 	cargo build --release --package portolan --bin portolan
 
-# The CNI plugin as a file of its own. Linked statically at a fixed address it starts in half the time.
-plugin:
-	cargo rustc --release --package portolan --bin portolan-cni -- \
-		-C target-feature=+crt-static -C relocation-model=static
+# The CNI plugin as a file of its own. With musl, and at a fixed address, it starts in a seventh of the time.
+plugin: plugin-tools
+	cargo rustc $(PLUGIN) -- -C linker=$(MUSL_CC) \
+		-C target-feature=+crt-static -C relocation-model=static -C link-arg=-l:libc.a
+	@install -D $(TARGET)/plugin/portolan-cni $(TARGET)/release/portolan-cni
 
 # The real API server and the real kube-proxy are built from Debian's source once and kept; without them their
 # tests say that they were skipped. What the machine's kernel lacks runs in a guest kernel.
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy $(PLUGIN) -- -D warnings
 
 test: test-tools
 	cargo xtask kube-apiserver || echo "tests with a real API server will be skipped" >&2
@@ -64,6 +67,9 @@ clean-labs:
 
 tools:
 	$(call install,$(DEMO_TOOLS))
+
+plugin-tools:
+	$(call install,$(PLUGIN_TOOLS))
 
 # A busybox that needs no libraries has the name of one that does, so here the package is asked for.
 test-tools:

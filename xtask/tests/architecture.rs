@@ -23,8 +23,9 @@ const EDGES: &[(&str, &[&str])] = &[
     ("source", &["net", "state", "store", "ipam"]),
     ("apiserver", &["net", "store"]),
     ("agent", &["net", "store", "state", "ipam", "intent", "program", "trace", "dns", "cni", "kernel", "source"]),
+    ("plugin", &["cni"]),
     ("lab", &["net", "kernel", "apiserver"]),
-    ("cli", &["agent", "apiserver", "lab", "trace", "cni", "net"]),
+    ("cli", &["agent", "apiserver", "lab", "trace", "plugin", "net"]),
 ];
 
 /// Crates without side effects, and the folders of others that are exempt because they are not the core.
@@ -65,6 +66,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("hickory-proto", &["dns"]),
     ("rcgen", &["apiserver"]),
     ("libc", &["kernel"]),
+    ("rustix", &["plugin"]),
 ];
 
 const LINES_PER_FILE_MAX: usize = 600;
@@ -233,9 +235,16 @@ fn every_file_says_what_it_is() {
 
 #[test]
 fn unsafe_code_stays_in_the_kernel_crate() {
-    for (name, _) in EDGES.iter().filter(|(name, _)| *name != "kernel") {
+    // The plugin's own program has no standard library to call its `main` and to give it the environment.
+    for (name, _) in EDGES.iter().filter(|(name, _)| !["kernel", "plugin"].contains(name)) {
         let manifest = fs::read_to_string(crate_directory(name).join("Cargo.toml")).expect("a manifest");
         assert!(manifest.contains("[lints]\nworkspace = true"), "{name} does not take the workspace's lints");
+    }
+    let plugin = crate_directory("plugin").join("src");
+    assert!(code_of(&plugin.join("lib.rs")).contains("#![forbid(unsafe_code)]"), "the plugin's library may not");
+    for file in rust_files(&plugin).iter().filter(|file| **file != plugin.join("main.rs")) {
+        let code = code_of(file).replace("#![forbid(unsafe_code)]", "");
+        assert!(!code.contains("unsafe"), "{} uses unsafe; only main.rs may", file.display());
     }
 }
 

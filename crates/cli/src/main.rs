@@ -4,7 +4,6 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the program that talks to people")]
 
 mod agents;
-mod cni_plugin;
 mod lab;
 mod output;
 mod roles;
@@ -12,6 +11,7 @@ mod show;
 mod target;
 mod trace;
 
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -67,7 +67,9 @@ struct RoleArguments {
 fn main() -> ExitCode {
     // First of all: a CNI call must not pay for anything that the plugin does not use.
     if is_cni_plugin() {
-        return cni_plugin::run();
+        let variables =
+            portolan_plugin::variables(std::env::vars_os().map(|(name, value)| (name.into_vec(), value.into_vec())));
+        return portolan_plugin::run(&variables, std::io::stdin(), std::io::stdout(), std::io::stderr()).into();
     }
     let arguments = Arguments::parse();
     match run(arguments.command) {
@@ -82,7 +84,7 @@ fn is_cni_plugin() -> bool {
 }
 
 fn is_plugin_name(name: &std::ffi::OsStr) -> bool {
-    std::path::Path::new(name).file_name().is_some_and(|name| name == portolan_cni::PLUGIN_NAME)
+    std::path::Path::new(name).file_name().is_some_and(|name| name == portolan_plugin::PLUGIN_NAME)
 }
 
 fn run(command: Command) -> Result<ExitCode, Failure> {
