@@ -26,6 +26,10 @@ static ALLOCATOR: rustix_dlmalloc::GlobalDlmalloc = rustix_dlmalloc::GlobalDlmal
 /// The exit code of a panic, as the standard library has it.
 const PANIC_EXIT_CODE: c_int = 101;
 
+/// The signal for a write that no one will read. As in every Rust program it is ignored, and the write fails.
+const SIGPIPE: c_int = 13;
+const SIG_IGN: usize = 1;
+
 /// Runs the plugin and returns its exit code.
 ///
 /// # Safety
@@ -34,6 +38,8 @@ const PANIC_EXIT_CODE: c_int = 101;
 /// pointer, all of which stay unchanged to the end of the process.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn main(_argc: c_int, _argv: *const *const c_char, envp: *const *const c_char) -> c_int {
+    // SAFETY: this number and this value are Linux's on every architecture, and no handler is called.
+    unsafe { signal(SIGPIPE, SIG_IGN) };
     // SAFETY: promised by the caller.
     let variables = portolan_plugin::variables(unsafe { environment(envp) });
     // SAFETY: nothing here closes them. Where the process was started without one of them, its number may become
@@ -69,6 +75,8 @@ unsafe fn environment(envp: *const *const c_char) -> impl Iterator<Item = (&'sta
 unsafe extern "C" {
     /// POSIX `_exit`: ends the process at once.
     safe fn _exit(code: c_int) -> !;
+    /// C's `signal`: what a signal does from now on.
+    fn signal(number: c_int, handler: usize) -> usize;
 }
 
 #[panic_handler]

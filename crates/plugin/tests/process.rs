@@ -238,6 +238,16 @@ fn a_person_is_told_what_it_is_for() {
 }
 
 #[test]
+fn an_answer_that_no_one_reads_is_a_failure() {
+    let Some(program) = program() else { return };
+    let mut command = command(program, "VERSION");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let status = command.stdin(Stdio::null()).stdout(writer).status().expect("the plugin starts");
+    assert_eq!(status.code(), Some(1), "{status}");
+}
+
+#[test]
 fn bad_variables_are_all_named() {
     let Some(program) = program() else { return };
     let mut command = command(program, "ADD");
