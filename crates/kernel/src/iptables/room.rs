@@ -14,10 +14,10 @@ use crate::netns::Namespace;
 /// How long a program waits for the lock that all of iptables' programs take, in seconds.
 const LOCK_WAIT: &str = "5";
 
-/// The chains in one restore of the nft backend, whose time grows with their square
-/// (`portolan_program::iptables::split`). The legacy backend copies its whole table for each restore, so that
+/// The chains in one restore of the nft backend, whose time grows with their square: with fewer, the starts of programs
+/// take as much (`portolan_program::iptables::split`). The legacy backend copies its whole table for each restore, so that
 /// there all is in one.
-const NFT_CHAINS_MAX: usize = 1000;
+const NFT_CHAINS_MAX: usize = 500;
 
 /// How often a restore is tried again without what it refused.
 const ROUNDS_MAX: usize = 8;
@@ -123,10 +123,10 @@ impl IptablesRoom {
     pub fn apply(&mut self, changes: &[Change]) -> Report {
         let mut report = Report::default();
         for family in self.families.clone() {
-            let mine: Vec<Change> = changes.iter().filter(|change| change.table().family == family).cloned().collect();
+            let mine = || changes.iter().filter(|change| change.table().family == family);
             let chains_max = if self.backend() == Backend::Nft { NFT_CHAINS_MAX } else { usize::MAX };
-            for batch in split(&mine, chains_max) {
-                let text = render_restore(&batch, family);
+            for batch in split(mine(), chains_max) {
+                let text = render_restore(batch.iter().copied(), family);
                 let refusals = self.restore(family, &text, &mut report.restores);
                 for refusal in refusals {
                     let concerns = |change: &Change| {
@@ -134,8 +134,9 @@ impl IptablesRoom {
                             && change.table().name == refusal.table
                             && refusal.chain.as_ref().is_none_or(|chain| change.chain().as_ref() == chain)
                     };
+                    let is_made = |change: &Change| batch.iter().any(|it| std::ptr::eq(*it, change));
                     let positions =
-                        changes.iter().enumerate().filter(|(_, change)| concerns(change) && batch.contains(change));
+                        changes.iter().enumerate().filter(|(_, change)| concerns(change) && is_made(change));
                     report.failed.extend(positions.map(|(position, _)| (position, refusal.error.clone())));
                 }
             }

@@ -1,62 +1,100 @@
 //! Splits a long list of changes into several restores, each of which leaves something that works.
 //!
-//! `iptables-nft-restore` takes time with the square of the number of chains in its input: 3,000 Services with 10
-//! endpoints took 53 s at once, 6.3 s in six parts and 3.1 s in parts of 1,000 chains (version 1.8.9).
+//! The order decides what every later change costs on the nft backend. Before the kernel takes one, it walks the whole
+//! table, from `PREROUTING` and `OUTPUT` by all jumps: 860,000 rules with 10,000 Services of 10 endpoints, which takes
+//! 0.12 s where they lie in its memory in the order of that walk, and 0.28 s where they lie anyhow (Linux 6.18). So
+//! chains are made in that order: those of one Service together, Services in the order of their dispatch.
+//!
+//! `iptables-nft-restore` takes time with the square of the number of chains in its input, and of those that it jumps
+//! to: 10,000 Services with 10 endpoints took it 17 s of CPU with all endpoints first and then all balancing, 4.3 s in
+//! parts of 1,000 chains that are whole Services, 2.9 s in parts of 500 (version 1.8.9).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::HashMap;
 
-use super::{Change, Name, TableKey};
+use super::{Change, Rule, TableKey};
 
-/// The changes in lists of at most so many chains. Chains come before those that lead to them, and are deleted
-/// behind all else; of several changes of one chain the last stays.
-pub fn split(changes: &[Change], chains_max: usize) -> Vec<Vec<Change>> {
+/// The changes in lists of at most so many chains. Chains come right before the first one that leads to them, and are
+/// deleted behind all else; of several changes of one chain the last stays.
+pub fn split<'a>(changes: impl IntoIterator<Item = &'a Change>, chains_max: usize) -> Vec<Vec<&'a Change>> {
+    let changes: Vec<&Change> = changes.into_iter().collect();
     if changes.len() <= chains_max {
-        return if changes.is_empty() { Vec::new() } else { vec![changes.to_vec()] };
+        return if changes.is_empty() { Vec::new() } else { vec![changes] };
     }
-    let mut chains: BTreeMap<(TableKey, &Name), &Change> = BTreeMap::new();
-    let mut jumps = Vec::new();
-    for change in changes {
-        match change {
-            Change::InsertJump(..) | Change::RemoveJump(..) => jumps.push(change),
-            _ => {
-                chains.insert((change.table(), change.chain()), change);
+    let is_jump = |change: &&Change| matches!(change, Change::InsertJump(..) | Change::RemoveJump(..));
+    let (jumps, mut chains): (Vec<&Change>, Vec<&Change>) = changes.into_iter().partition(is_jump);
+    chains.sort_by_key(|change| place(change));
+    chains.reverse();
+    chains.dedup_by_key(|change| place(change));
+    chains.reverse();
+    let (mut deleted, filled): (Vec<&Change>, Vec<&Change>) =
+        chains.into_iter().partition(|change| matches!(change, Change::DeleteChain(..)));
+    deleted.sort_by_key(|change| (rank(change.chain()), Reverse(place(change))));
+    let filled = Walk::all(&filled);
+    [filled, jumps, deleted].iter().flat_map(|list| list.chunks(chains_max)).map(<[&Change]>::to_vec).collect()
+}
+
+/// What is deleted leads only to chains of a higher rank, or of a name that sorts before its own: a chain can go when
+/// nothing leads to it any more.
+fn rank(chain: &str) -> usize {
+    let order = [["KUBE-FW-"; 2], ["KUBE-EXT-", "KUBE-XLB-"], ["KUBE-SVC-", "KUBE-SVL-"], ["KUBE-SEP-", "KUBE-MARK-"]];
+    let of_prefix = |prefixes: &[&str; 2]| prefixes.iter().any(|prefix| chain.starts_with(prefix));
+    order.iter().position(of_prefix).map_or(0, |position| position + 1)
+}
+
+fn place(change: &Change) -> (TableKey, &str) {
+    (change.table(), change.chain())
+}
+
+/// A walk along jumps.
+struct Walk<'a> {
+    chains: &'a [&'a Change],
+    positions: HashMap<(TableKey, &'a str), usize>,
+    is_seen: Vec<bool>,
+    order: Vec<usize>,
+}
+
+impl<'a> Walk<'a> {
+    /// Chains in the order in which a walk is done with them: each after all that it leads to.
+    fn all<'b>(chains: &'a [&'b Change]) -> Vec<&'b Change> {
+        let positions = chains.iter().enumerate().map(|(position, change)| (place(change), position)).collect();
+        let mut walk = Walk { chains, positions, is_seen: vec![false; chains.len()], order: Vec::new() };
+        let mut is_led_to = vec![false; chains.len()];
+        for change in chains {
+            for target in walk.targets(change) {
+                if let Some(is_led_to) = is_led_to.get_mut(target) {
+                    *is_led_to = true;
+                }
             }
         }
-    }
-    let mut levels = Levels { chains: &chains, known: BTreeMap::new() };
-    let mut ordered: Vec<(usize, &Change)> =
-        chains.iter().map(|((table, name), change)| (levels.of(*table, name, &mut BTreeSet::new()), *change)).collect();
-    ordered.sort_by_key(|(level, change)| (*level, change.table(), change.chain()));
-    let is_deleted = |change: &&Change| matches!(change, Change::DeleteChain(..));
-    let (deleted, filled): (Vec<&Change>, Vec<&Change>) =
-        ordered.into_iter().map(|(_, change)| change).partition(is_deleted);
-    let mut batches: Vec<Vec<Change>> = Vec::new();
-    for list in [filled, jumps, deleted] {
-        batches.extend(list.chunks(chains_max).map(|chunk| chunk.iter().map(|change| (*change).clone()).collect()));
-    }
-    batches
-}
-
-struct Levels<'a> {
-    chains: &'a BTreeMap<(TableKey, &'a Name), &'a Change>,
-    known: BTreeMap<(TableKey, Name), usize>,
-}
-
-impl Levels<'_> {
-    /// How many jumps there are at most from a chain on, among the chains that change.
-    fn of(&mut self, table: TableKey, name: &Name, above: &mut BTreeSet<Name>) -> usize {
-        if let Some(level) = self.known.get(&(table, name.clone())) {
-            return *level;
+        // Packets come in where nothing leads to. What is left then leads in circles, and the kernel will say so.
+        for pass in [false, true] {
+            for (position, is_led_to) in is_led_to.iter().enumerate() {
+                if *is_led_to == pass {
+                    walk.visit(position);
+                }
+            }
         }
-        let Some(Change::FillChain(_, _, rules)) = self.chains.get(&(table, name)) else { return 0 };
-        // A circle cannot be loaded at all; the kernel will say so.
-        if !above.insert(name.clone()) {
-            return 0;
+        walk.order.iter().filter_map(|position| chains.get(*position)).copied().collect()
+    }
+
+    fn visit(&mut self, position: usize) {
+        let chains = self.chains;
+        let (Some(change), Some(is_seen)) = (chains.get(position), self.is_seen.get_mut(position)) else { return };
+        if std::mem::replace(is_seen, true) {
+            return;
         }
-        let targets: BTreeSet<&Name> = rules.iter().filter_map(super::Rule::leads_to).collect();
-        let level = targets.into_iter().map(|target| 1 + self.of(table, target, above)).max().unwrap_or(0);
-        above.remove(name);
-        self.known.insert((table, name.clone()), level);
-        level
+        let targets: Vec<usize> = self.targets(change).collect();
+        for target in targets {
+            self.visit(target);
+        }
+        self.order.push(position);
+    }
+
+    /// Where a chain leads, in the order of its rules, among those that change.
+    fn targets(&self, change: &'a Change) -> impl Iterator<Item = usize> + use<'_, 'a> {
+        let rules = if let Change::FillChain(_, _, rules) = change { &**rules } else { &[] };
+        let names = rules.iter().filter_map(Rule::leads_to);
+        names.filter_map(|name| self.positions.get(&(change.table(), &**name)).copied())
     }
 }

@@ -1,14 +1,13 @@
 //! The text that a person knows: what `iptables-save` prints, and what `iptables-restore` reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use portolan_net::{Family, Protocol};
 
 use super::{
-    Chain, Change, End, Match, Name, Policy, Program, RecentAction, Rejection, Rule, States, TableKey, TableName,
-    Target,
+    Chain, Change, End, Match, Name, Policy, Program, RecentAction, Rejection, Rule, States, TableName, Target,
 };
 
 /// The chains that tables have of themselves, in the order in which packets meet them.
@@ -70,67 +69,51 @@ pub fn render_target(target: &Target) -> String {
     out.trim_start().to_owned()
 }
 
-/// What a chain becomes by changes.
-enum Wanted<'a> {
-    Filled(&'a [Rule]),
-    Deleted,
-}
-
 /// The input of one `iptables-restore --noflush` that makes the changes of a family; empty where there are none.
 ///
 /// Each table is one transaction. A chain that is named at the head of its table is made, or loses its rules
-/// if it is there. Several changes of one chain are one: the last counts.
-pub fn render_restore(changes: &[Change], family: Family) -> String {
+/// if it is there. Several changes of one chain are one: the last counts. Chains stand in the order of the changes,
+/// which is that of their places in the kernel's memory (`split`).
+pub fn render_restore<'a>(changes: impl IntoIterator<Item = &'a Change>, family: Family) -> String {
     let mut out = String::new();
-    for name in TableName::ALL {
-        let table = TableKey { family, name };
-        let mine = || changes.iter().filter(|change| change.table() == table);
-        let mut chains: BTreeMap<&Name, Wanted<'_>> = BTreeMap::new();
-        for change in mine() {
-            match change {
-                Change::CreateChain(_, chain) => {
-                    chains.insert(chain, Wanted::Filled(&[]));
-                }
-                Change::FillChain(_, chain, rules) => {
-                    chains.insert(chain, Wanted::Filled(rules));
-                }
-                Change::DeleteChain(_, chain) => {
-                    chains.insert(chain, Wanted::Deleted);
-                }
-                Change::InsertJump(..) | Change::RemoveJump(..) => {}
-            }
-        }
-        if mine().next().is_none() {
-            continue;
-        }
+    let mut tables: BTreeMap<TableName, Vec<&Change>> = BTreeMap::new();
+    for change in changes.into_iter().filter(|change| change.table().family == family) {
+        tables.entry(change.table().name).or_default().push(change);
+    }
+    for (name, changes) in tables {
         let _ = writeln!(out, "*{}", name.as_str());
-        for chain in chains.keys() {
-            let _ = writeln!(out, ":{chain} - [0:0]");
-        }
-        for (chain, wanted) in &chains {
-            if let Wanted::Filled(rules) = wanted {
-                rules.iter().for_each(|rule| write_rule(&mut out, family, "-A", chain, rule, Words::Written));
-            }
-        }
-        for change in mine() {
-            match change {
-                Change::InsertJump(_, chain, rule) => {
-                    write_rule(&mut out, family, "-I", chain, rule, Words::Written);
-                }
-                Change::RemoveJump(_, chain, rule) => {
-                    write_rule(&mut out, family, "-D", chain, rule, Words::Written);
-                }
-                _ => {}
-            }
-        }
-        for (chain, wanted) in &chains {
-            if matches!(wanted, Wanted::Deleted) {
-                let _ = writeln!(out, "-X {chain}");
-            }
-        }
+        write_changes(&mut out, family, &changes);
         out.push_str("COMMIT\n");
     }
     out
+}
+
+fn write_changes(out: &mut String, family: Family, changes: &[&Change]) {
+    let mut last: HashMap<&str, usize> = HashMap::new();
+    let is_chain = |change: &Change| !matches!(change, Change::InsertJump(..) | Change::RemoveJump(..));
+    let chains = || changes.iter().enumerate().filter(|(_, change)| is_chain(change));
+    last.extend(chains().map(|(position, change)| (&**change.chain(), position)));
+    let counts = chains().filter(|(position, change)| last.get(&**change.chain()) == Some(position));
+    let (deleted, filled): (Vec<&Change>, Vec<&Change>) =
+        counts.map(|(_, change)| *change).partition(|change| matches!(change, Change::DeleteChain(..)));
+    for change in filled.iter().chain(&deleted) {
+        let _ = writeln!(out, ":{} - [0:0]", change.chain());
+    }
+    for change in filled {
+        if let Change::FillChain(_, chain, rules) = change {
+            rules.iter().for_each(|rule| write_rule(out, family, "-A", chain, rule, Words::Written));
+        }
+    }
+    for change in changes {
+        match change {
+            Change::InsertJump(_, chain, rule) => write_rule(out, family, "-I", chain, rule, Words::Written),
+            Change::RemoveJump(_, chain, rule) => write_rule(out, family, "-D", chain, rule, Words::Written),
+            _ => {}
+        }
+    }
+    for change in deleted {
+        let _ = writeln!(out, "-X {}", change.chain());
+    }
 }
 
 fn write_rule(out: &mut String, family: Family, command: &str, chain: &str, rule: &Rule, words: Words) {

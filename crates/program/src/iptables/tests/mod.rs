@@ -19,8 +19,8 @@ use portolan_state::{AffinityTimeout, TrafficPolicy};
 use proptest::prelude::*;
 
 use super::{
-    BUILT_IN, COMMENTED_ENDPOINTS_MAX, Change, Compiler, Program, TableKey, TableName, compile, diff, parse, render,
-    render_restore, sample, split,
+    BUILT_IN, COMMENTED_ENDPOINTS_MAX, Change, Compiler, Name, Program, Rule, TableKey, TableName, compile, diff,
+    parse, render, render_restore, sample, split,
 };
 
 pub(super) fn view() -> NodeView {
@@ -391,14 +391,17 @@ fn parts_of_a_long_list_follow_each_other() {
     let desired = sample.compiler().program().clone();
     let mut observed = Program::default();
     let built_in = |name: &str| BUILT_IN.contains(&name);
-    for batch in split(&diff(&observed, &desired), 10) {
-        assert!(batch.len() <= 10);
-        batch.iter().for_each(|change| observed.apply(change));
-        for table in observed.tables.values() {
+    let check = |program: &Program| {
+        for table in program.tables.values() {
             for rule in table.chains.values().flat_map(|chain| chain.rules.iter()) {
                 assert!(rule.leads_to().is_none_or(|chain| table.chains.contains_key(chain)), "{rule:?}");
             }
         }
+    };
+    for batch in split(&diff(&observed, &desired), 10) {
+        assert!(batch.len() <= 10);
+        batch.iter().for_each(|change| observed.apply(change));
+        check(&observed);
         let reached = observed.tables.values().flat_map(|table| table.chains.keys()).any(|name| built_in(name));
         let whole = observed.chain(nat(Family::V4), "KUBE-SERVICES").is_some_and(|chain| chain.rules.len() == 21);
         assert!(!reached || whole, "what is entered is complete");
@@ -406,6 +409,7 @@ fn parts_of_a_long_list_follow_each_other() {
     assert_eq!(kernel_part(&observed), kernel_part(&desired));
     for batch in split(&diff(&desired, &Program::default()), 10) {
         batch.iter().for_each(|change| observed.apply(change));
+        check(&observed);
     }
     assert_eq!(observed.rule_count(), 0);
     assert!(observed.tables.values().flat_map(|table| table.chains.keys()).all(|name| built_in(name)));
@@ -430,4 +434,28 @@ fn several_changes_of_one_chain_are_one_in_a_restore() {
     assert_eq!(text.matches("-X KUBE-SEP-").count(), 1, "{text}");
     assert_eq!(text.matches("--probability 0.5000000000 ").count(), 1, "{text}");
     assert_eq!(render_restore(&changes, Family::V6), "");
+}
+
+/// The kernel's memory is filled in the order in which the kernel later walks it.
+#[test]
+fn chains_are_made_in_the_order_of_a_walk() {
+    let mut sample = sample::Sample::new(&view(), &[Family::V4]);
+    sample.fill(Family::V4, 30, 4);
+    let desired = sample.compiler().program();
+    let changes = diff(&Program::default(), desired);
+    let parts = split(&changes, 20);
+    let made: Vec<&Name> = parts.iter().flatten().map(|change| change.chain()).collect();
+    let rules = |name: &str| desired.chain(nat(Family::V4), name).into_iter().flat_map(|chain| chain.rules.iter());
+    let is_own = |name: &&Name| name.starts_with("KUBE-SVC-") || name.starts_with("KUBE-SEP-");
+    let mut walk = Vec::new();
+    for service in rules("KUBE-SERVICES").filter_map(Rule::leads_to).filter(is_own) {
+        walk.extend(rules(service).filter_map(Rule::leads_to).filter(is_own));
+        walk.push(service);
+    }
+    assert_eq!(walk.len(), 30 * 5);
+    assert_eq!(made.into_iter().filter(is_own).collect::<Vec<_>>(), walk);
+    let text = render_restore(parts.iter().flatten().copied(), Family::V4);
+    let declared: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix(":KUBE-S")?.split(' ').next()).collect();
+    let declared: Vec<&str> = declared.into_iter().filter(|name| !name.starts_with("ERVICES")).collect();
+    assert_eq!(declared, walk.iter().map(|name| &name["KUBE-S".len()..]).collect::<Vec<_>>());
 }
