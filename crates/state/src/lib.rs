@@ -10,6 +10,7 @@
 
 mod change;
 mod object;
+mod order;
 mod snapshot;
 mod writer;
 
@@ -18,5 +19,6 @@ pub use object::{
     AffinityTimeout, Attachment, AttachmentKey, Endpoint, EndpointHints, EndpointPort, EndpointSlice, IpVersion,
     Namespace, Node, NodeTunnel, Pod, Service, ServicePort, ServiceTraffic, ServiceType, TrafficPolicy,
 };
+pub use order::by_halves;
 pub use snapshot::{Dirty, Snapshot};
 pub use writer::Writer;

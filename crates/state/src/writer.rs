@@ -6,7 +6,8 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use portolan_net::{NodeName, ObjectKey, ObjectKind};
 
-use crate::{Change, Dirty, EndpointSlice, Node, Object, ObjectRef, Problem, Snapshot};
+use crate::order::by_halves;
+use crate::{Change, Dirty, EndpointSlice, Object, ObjectRef, Problem, Snapshot};
 
 /// Applies changes to the current snapshot and records which keys they touched.
 #[derive(Debug, Default)]
@@ -54,7 +55,7 @@ impl Writer {
                 if current.endpoint_slices.get(&slice.key).is_some_and(|old| **old == slice) {
                     return;
                 }
-                share_names(&mut slice, &current.nodes);
+                share_names(&mut slice, current);
                 // A slice may move to another Service: both have other endpoints then.
                 self.unlink_slice(&slice.key);
                 let current = &mut self.current;
@@ -97,8 +98,11 @@ impl Writer {
         for reference in gone {
             self.delete(&reference);
         }
-        for (object, problems) in objects {
-            self.upsert(object, problems);
+        if named.len() == objects.len() {
+            by_halves(objects).for_each(|(object, problems)| self.upsert(object, problems));
+        } else {
+            // Of two that have one name, the last counts.
+            objects.into_iter().for_each(|(object, problems)| self.upsert(object, problems));
         }
         for problem in rejected {
             self.reject(problem);
@@ -174,12 +178,23 @@ where
     removed
 }
 
-/// A hundred thousand endpoints stand on a few thousand nodes: they share the names that the nodes have.
-fn share_names(slice: &mut EndpointSlice, nodes: &OrdMap<NodeName, Arc<Node>>) {
+/// A hundred thousand endpoints stand on a few thousand nodes: they share the names that the nodes have, or that the
+/// endpoint before them has. And a slice shares its Service's.
+fn share_names(slice: &mut EndpointSlice, current: &Snapshot) {
+    if let Some(service) = current.services.get(&slice.service) {
+        slice.service = service.key.clone();
+    }
+    if slice.key.namespace == slice.service.namespace {
+        slice.key.namespace = slice.service.namespace.clone();
+    }
+    let mut before: Option<NodeName> = None;
     for name in slice.endpoints.iter_mut().filter_map(|endpoint| endpoint.node.as_mut()) {
-        if let Some(node) = nodes.get(name) {
+        if let Some(before) = before.as_ref().filter(|before| *before == name) {
+            *name = before.clone();
+        } else if let Some(node) = current.nodes.get(name) {
             *name = node.name.clone();
         }
+        before = Some(name.clone());
     }
 }
 

@@ -501,7 +501,7 @@ impl<P: KernelPort> Engine<P> {
     /// Applies what differs, a part at a time where it is a whole cluster's. Changes that fit one part are
     /// applied together, so that they are one transaction.
     fn apply_difference(&mut self, wanted: &nftables::Program, observed: &nftables::Program, outcome: &mut Outcome) {
-        let mut part = Vec::new();
+        let mut part = Vec::with_capacity(CHANGES_PER_STEP);
         nftables::diff_each(wanted, observed, |change| {
             part.push(change);
             if part.len() == CHANGES_PER_STEP {

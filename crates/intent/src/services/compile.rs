@@ -8,7 +8,7 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 use portolan_net::{Family, NodeName, ObjectKey, ObjectKind, Origin, Port};
 use portolan_state::{
-    Dirty, EndpointSlice, ObjectRef, Problem, Service, ServicePort, ServiceType, Snapshot, TrafficPolicy,
+    Dirty, EndpointSlice, ObjectRef, Problem, Service, ServicePort, ServiceType, Snapshot, TrafficPolicy, by_halves,
 };
 
 use super::choose::{Place, Wanted, endpoints_of};
@@ -78,7 +78,9 @@ impl ServicesCompiler {
                 self.refresh(key, snapshot, &mut touched);
             }
         }
-        touched.into_iter().filter_map(|key| self.settle(key)).collect()
+        let mut updates: Vec<FrontendUpdate> = by_halves(touched).filter_map(|key| self.settle(key)).collect();
+        updates.sort_unstable_by_key(|update| update.key);
+        updates
     }
 
     fn refresh(&mut self, key: &ObjectKey, snapshot: &Snapshot, touched: &mut BTreeSet<FrontendKey>) {

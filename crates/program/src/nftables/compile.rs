@@ -10,6 +10,7 @@ use portolan_intent::services::{
     DetectLocal, Frontend, FrontendKey, FrontendKind, FrontendUpdate, NodePortAddresses, ProxySettings, ServicesIntent,
 };
 use portolan_net::{Family, ObjectKey, ObjectKind, Origin, Port, Protocol};
+use portolan_state::by_halves;
 
 use super::chains::{learn, learn_head, rule};
 use super::elements::{Lists, Place, comment, elements_of, local_slot_offset, prefix_elements, scope_of, slot_offset};
@@ -58,12 +59,16 @@ pub struct Compiler {
     cluster_addresses: BTreeMap<(IpAddr, ObjectKey), usize>,
 }
 
+/// Elements that are to be put where there were none.
+type Fresh = Vec<(TableKey, &'static str, Key, Element)>;
+
 /// One of the balancing chains of a family: of a scope, for all clients or for those outside.
 type Balance = (Family, Scope, bool);
 
 /// What an update touched beside the frontend's own elements.
 #[derive(Default)]
 struct Touched {
+    fresh: Fresh,
     balances: BTreeSet<Balance>,
     affinities: BTreeSet<Family>,
     hairpins: BTreeSet<IpAddr>,
@@ -133,7 +138,10 @@ impl Compiler {
                 frontend.map(|it| elements_of(&update.key, it, &self.settings)).unwrap_or_default()
             };
             let (old, new) = (elements(update.old.as_deref()), elements(update.new.as_deref()));
-            self.replace_elements(update.key.family(), &old, new, &mut changes);
+            if !old.is_empty() {
+                self.settle(&mut touched.fresh);
+            }
+            self.replace_elements(update.key.family(), &old, new, &mut touched.fresh, &mut changes);
             self.follow_counts(update, &mut touched);
             self.follow_timeouts(update, &mut touched);
             self.follow_local_backends(update, &mut touched);
@@ -143,8 +151,9 @@ impl Compiler {
             self.write_hairpin(address, &mut changes);
         }
         for address in touched.cluster_addresses {
-            self.write_cluster_address(address, &mut changes);
+            self.write_cluster_address(address, &mut touched.fresh, &mut changes);
         }
+        self.settle(&mut touched.fresh);
         for balance in touched.balances {
             self.write_balance(balance, &mut changes);
         }
@@ -225,6 +234,7 @@ impl Compiler {
         family: Family,
         old: &BTreeMap<Place, Element>,
         new: BTreeMap<Place, Element>,
+        fresh: &mut Fresh,
         changes: &mut Vec<Change>,
     ) {
         let table = services_table(family);
@@ -240,18 +250,16 @@ impl Compiler {
         }
         for ((set, key), element) in new {
             let before = old.get(&(set, key));
-            self.put(table, set, key, element, before, changes);
+            self.put((table, set, key, element), before, fresh, changes);
         }
     }
 
-    /// Puts an element where there was another one before, or none.
+    /// Puts an element where there was another one before, or none. Then it is only noted.
     fn put(
         &mut self,
-        table: TableKey,
-        name: &'static str,
-        key: Key,
-        element: Element,
+        (table, name, key, element): (TableKey, &'static str, Key, Element),
         before: Option<&Element>,
+        fresh: &mut Fresh,
         changes: &mut Vec<Change>,
     ) {
         let Some(set) = self.program.set_mut(table, name) else { return };
@@ -259,8 +267,20 @@ impl Compiler {
             let (element, replaces) = (element.clone(), before.is_some());
             changes.push(Change::PutElement { table, set: name.into(), key, element, replaces });
         }
-        if before != Some(&element) {
+        if before.is_none() {
+            fresh.push((table, name, key, element));
+        } else if before != Some(&element) {
             set.elements.insert(key, element);
+        }
+    }
+
+    /// Puts what was noted, in an order that fills maps well.
+    fn settle(&mut self, fresh: &mut Fresh) {
+        fresh.sort_unstable_by_key(|(table, name, key, _)| (*table, *name, *key));
+        for (table, name, key, element) in by_halves(fresh.drain(..)) {
+            if let Some(set) = self.program.set_mut(table, name) {
+                set.elements.insert(key, element);
+            }
         }
     }
 
@@ -346,7 +366,7 @@ impl Compiler {
 
     /// An address that belongs to a Service, so that ports which it does not serve are refused. If several
     /// Services claim it, it carries the name of the first.
-    fn write_cluster_address(&mut self, address: IpAddr, changes: &mut Vec<Change>) {
+    fn write_cluster_address(&mut self, address: IpAddr, fresh: &mut Fresh, changes: &mut Vec<Change>) {
         let table = services_table(Family::of(address));
         let key = Key::Address(address);
         let first = (address, ObjectKey::new("", ""));
@@ -355,7 +375,7 @@ impl Compiler {
         let origin = Origin::field(ObjectKind::Service, service.clone(), "spec.clusterIPs");
         let element = Element { value: None, comment: Some(comment(service.to_string())), origin: Some(origin) };
         let before = self.program.set_mut(table, CLUSTER_IPS).and_then(|set| set.elements.get(&key).cloned());
-        self.put(table, CLUSTER_IPS, key, element, before.as_ref(), changes);
+        self.put((table, CLUSTER_IPS, key, element), before.as_ref(), fresh, changes);
     }
 
     fn write_balance(&mut self, balance: Balance, changes: &mut Vec<Change>) {
