@@ -18,7 +18,11 @@ use crate::guest;
 const GUEST_PREFIX: &str = "guest_";
 
 /// How long all tests in the guest may take, in seconds. Under translation they take ten times as long as here.
-const GUEST_TIMEOUT_SECONDS: u64 = 600;
+const GUEST_TIMEOUT_SECONDS: u64 = 900;
+
+/// What the tests in the guest need in memory and processors: some start a cluster of three nodes.
+const GUEST_MEMORY_MIB: u32 = 4000;
+const GUEST_CPUS: u32 = 2;
 
 /// What a test says that was skipped for want of the guest.
 const GUEST_HINT: &str = "cargo xtask guest";
@@ -58,7 +62,7 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
             // They run here and there: here they count as skipped only if they do not run there.
             filter.totals.skipped -= std::mem::take(&mut filter.totals.for_guest);
             filter.in_guest = true;
-            let mut guest = guest::command(GUEST_TIMEOUT_SECONDS);
+            let mut guest = guest::command(GUEST_TIMEOUT_SECONDS, GUEST_MEMORY_MIB, GUEST_CPUS);
             let all = "status=0; for test; do \"$test\" --show-output --test-threads=1 || status=1; done; exit $status";
             guest.args(["sh", "-c", all, "sh"]).args(&binaries);
             succeeded &= follow(&mut guest, &mut filter, &mut stdout).context("the guest")?;

@@ -112,9 +112,13 @@ pub(crate) fn missing() -> Option<String> {
 }
 
 /// How a guest is started from another task: its output can be read then.
-pub(crate) fn command(timeout_seconds: u64) -> Command {
+pub(crate) fn command(timeout_seconds: u64, memory_mib: u32, cpus: u32) -> Command {
     let mut command = Command::new(THIS_PROGRAM);
-    command.args(["guest", "--timeout", &timeout_seconds.to_string(), "--"]);
+    let options = [("--timeout", timeout_seconds), ("--memory", memory_mib.into()), ("--cpus", cpus.into())];
+    for (option, value) in options {
+        command.args([option, &value.to_string()]);
+    }
+    command.arg("--");
     command
 }
 
