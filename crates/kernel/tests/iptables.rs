@@ -267,7 +267,7 @@ fn a_rule_that_is_refused_is_named_and_the_rest_is_made() {
         let left = diff(&observed, sample.compiler().program());
         assert_eq!(left, [Change::DeleteChain(table, "KUBE-SVC-BAD".into())], "all else is there");
         // What was thought to be there is not: all is read and written once more.
-        let stale = [Change::RemoveJump(table, "OUTPUT".into(), Rule::builder().target(Target::Return))];
+        let stale = [Change::RemoveJump(table, "OUTPUT".into(), Rule::builder().target(Target::Return).into())];
         let report = room.apply_toward(&stale, sample.compiler().program());
         assert!(report.rewritten && report.failed.is_empty(), "{report:?}");
         assert_eq!(diff(&room.observe().expect("observed"), sample.compiler().program()), []);

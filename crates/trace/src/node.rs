@@ -443,7 +443,7 @@ impl Tracer<'_> {
 /// Whether a chain that the packet came through remembers which endpoint a client had.
 fn keeps_endpoint(chains: &iptables::Program, branch: &iptables::Branch) -> bool {
     let met = branch.steps.iter().filter_map(|step| chains.chain(step.table, &step.chain));
-    let mut conditions = met.flat_map(|chain| chain.rules.iter()).flat_map(|rule| rule.matches.iter());
+    let mut conditions = met.flat_map(|chain| chain.rules.list().into_owned()).flat_map(|rule| rule.matches.to_vec());
     conditions.any(|condition| matches!(condition, iptables::Match::Recent(_)))
 }
 

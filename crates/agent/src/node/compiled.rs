@@ -16,7 +16,7 @@ use super::rooms::{KeptRoom, NodeFacts, Steps};
 use crate::config::{AgentConfig, ServicesMode};
 
 /// How many frontends are compiled at a time where nobody asks for each one's changes.
-const FRONTENDS_PER_STEP: usize = 256;
+pub(super) const FRONTENDS_PER_STEP: usize = 256;
 
 /// Everything that follows from a view. A new view starts it anew.
 pub(super) struct Compiled<P> {

@@ -13,6 +13,7 @@ use portolan_intent::services::FrontendUpdate;
 use portolan_kernel::KernelError;
 use portolan_net::{IpNet, Port};
 
+use super::compiled::FRONTENDS_PER_STEP;
 use super::port::Applied;
 
 /// A program's compiler, and how its programs are compared and shown.
@@ -153,7 +154,11 @@ impl<R: Room, P: RoomPort<R>> KeptRoom<P> for Kept<R> {
     }
 
     fn learn(&mut self, updates: &[FrontendUpdate], node: &NodeFacts) {
-        self.changes(updates, node);
+        self.changes(&[], node);
+        // What a whole cluster would change is more than need be in memory.
+        for part in updates.chunks(FRONTENDS_PER_STEP) {
+            self.room.update_services(part);
+        }
     }
 
     fn compare(&mut self, port: &mut P) -> Result<Steps, KernelError> {

@@ -59,8 +59,23 @@ pub(super) struct Settings {
     pub(super) node_addresses: Vec<IpAddr>,
     /// The prefixes of this node's pods.
     pub(super) node_prefixes: Vec<IpNet>,
+    shared: Arc<Shared>,
+}
+
+/// What the rules of all ports share.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Shared {
+    /// Where a packet is marked to be masqueraded.
+    pub(super) mark: Name,
     /// The conditions of one in so many, from none on.
-    chances: Arc<[Arc<[Match]>]>,
+    chances: Box<[Arc<[Match]>]>,
+}
+
+impl Shared {
+    /// The condition of one in so many.
+    pub(super) fn chance(&self, number: usize) -> Arc<[Match]> {
+        self.chances.get(number).cloned().unwrap_or_else(|| new_chance(number))
+    }
 }
 
 /// Up to this number of endpoints of a port, the conditions that choose one are shared by all ports.
@@ -69,12 +84,13 @@ const SHARED_CHANCES: usize = 64;
 impl Settings {
     pub(super) fn new(view: &NodeView) -> Settings {
         let chances = (0..=SHARED_CHANCES).map(new_chance).collect();
-        Settings { view: view.clone(), node_addresses: Vec::new(), node_prefixes: Vec::new(), chances }
+        let shared = Arc::new(Shared { mark: MARK_MASQUERADE.into(), chances });
+        Settings { view: view.clone(), node_addresses: Vec::new(), node_prefixes: Vec::new(), shared }
     }
 
-    /// The condition of one in so many.
-    pub(super) fn chance(&self, number: usize) -> Arc<[Match]> {
-        self.chances.get(number).cloned().unwrap_or_else(|| new_chance(number))
+    /// What the rules of all ports share.
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// What a packet of a pod is told by; nothing where pods are not told.

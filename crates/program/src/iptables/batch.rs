@@ -10,9 +10,8 @@
 //! parts of 1,000 chains that are whole Services, 2.9 s in parts of 500 (version 1.8.9).
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 
-use super::{Change, Rule, TableKey};
+use super::{Change, Name, Rule, TableKey};
 
 /// The changes in lists of at most so many chains. Chains come right before the first one that leads to them, and are
 /// deleted behind all else; of several changes of one chain the last stays.
@@ -46,10 +45,9 @@ fn place(change: &Change) -> (TableKey, &str) {
     (change.table(), change.chain())
 }
 
-/// A walk along jumps.
+/// A walk along jumps, from chain to chain of a list that is sorted by place.
 struct Walk<'a> {
     chains: &'a [&'a Change],
-    positions: HashMap<(TableKey, &'a str), usize>,
     is_seen: Vec<bool>,
     order: Vec<usize>,
 }
@@ -57,8 +55,7 @@ struct Walk<'a> {
 impl<'a> Walk<'a> {
     /// Chains in the order in which a walk is done with them: each after all that it leads to.
     fn all<'b>(chains: &'a [&'b Change]) -> Vec<&'b Change> {
-        let positions = chains.iter().enumerate().map(|(position, change)| (place(change), position)).collect();
-        let mut walk = Walk { chains, positions, is_seen: vec![false; chains.len()], order: Vec::new() };
+        let mut walk = Walk { chains, is_seen: vec![false; chains.len()], order: Vec::new() };
         let mut is_led_to = vec![false; chains.len()];
         for change in chains {
             for target in walk.targets(change) {
@@ -84,17 +81,16 @@ impl<'a> Walk<'a> {
         if std::mem::replace(is_seen, true) {
             return;
         }
-        let targets: Vec<usize> = self.targets(change).collect();
-        for target in targets {
+        for target in self.targets(change) {
             self.visit(target);
         }
         self.order.push(position);
     }
 
     /// Where a chain leads, in the order of its rules, among those that change.
-    fn targets(&self, change: &'a Change) -> impl Iterator<Item = usize> + use<'_, 'a> {
-        let rules = if let Change::FillChain(_, _, rules) = change { &**rules } else { &[] };
-        let names = rules.iter().filter_map(Rule::leads_to);
-        names.filter_map(|name| self.positions.get(&(change.table(), &**name)).copied())
+    fn targets(&self, change: &Change) -> Vec<usize> {
+        let Change::FillChain(table, _, rules) = change else { return Vec::new() };
+        let position = |name: &Name| self.chains.binary_search_by_key(&(*table, &**name), |change| place(change)).ok();
+        rules.list().iter().filter_map(Rule::leads_to).filter_map(position).collect()
     }
 }

@@ -1,10 +1,8 @@
 //! One change of what the kernel holds.
 
-use std::sync::Arc;
-
 use serde::{Deserialize, Serialize};
 
-use super::{Chain, Name, Program, Rule, TableKey};
+use super::{Chain, Name, Program, Rule, Rules, TableKey};
 
 /// One change. A list of them is one `iptables-restore` per family.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,11 +10,11 @@ pub enum Change {
     /// Makes a chain, if it is not there. One that is there loses its rules.
     CreateChain(TableKey, Name),
     /// Makes a chain of these rules, whatever it was.
-    FillChain(TableKey, Name, Arc<[Rule]>),
+    FillChain(TableKey, Name, Rules),
     /// Puts a jump first in a built-in chain.
-    InsertJump(TableKey, Name, Rule),
+    InsertJump(TableKey, Name, Box<Rule>),
     /// Removes a jump from a built-in chain.
-    RemoveJump(TableKey, Name, Rule),
+    RemoveJump(TableKey, Name, Box<Rule>),
     /// Deletes a chain with its rules. Nothing may lead to it any more.
     DeleteChain(TableKey, Name),
 }
@@ -58,13 +56,14 @@ impl Program {
             }
             Change::InsertJump(_, name, rule) => {
                 let chain = table.chains.entry(name.clone()).or_insert_with(|| Chain::built_in([]));
-                chain.rules = std::iter::once(rule).chain(chain.rules.iter()).cloned().collect();
+                let rules = std::iter::once(&**rule).chain(chain.rules.list().iter()).cloned().collect();
+                chain.rules = rules;
             }
             Change::RemoveJump(_, name, rule) => {
                 if let Some(chain) = table.chains.get_mut(name)
-                    && let Some(position) = chain.rules.iter().position(|it| it.is_same(rule))
+                    && let Some(position) = chain.rules.list().iter().position(|it| it.is_same(rule))
                 {
-                    let mut rules = chain.rules.to_vec();
+                    let mut rules = chain.rules.list().into_owned();
                     rules.remove(position);
                     chain.rules = rules.into();
                 }

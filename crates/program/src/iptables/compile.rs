@@ -11,9 +11,9 @@ use portolan_intent::services::{FrontendUpdate, ServicesIntent};
 use portolan_net::{Family, Port};
 
 use super::base::{self, NODE_PORTS, SERVICES, Settings};
-use super::diff::is_same;
 use super::port::{Built, Dispatch, Frontends, PortKey, build, endpoint_count};
-use super::{Chain, Change, Name, Program, Rule, TableKey, TableName};
+use super::rules::PortEndpoints;
+use super::{Chain, Change, Name, Program, Rule, Rules, TableKey, TableName};
 
 /// With more endpoints than this, rules of endpoints have no comments, as with kube-proxy
 /// (`largeClusterEndpointsThreshold`).
@@ -51,8 +51,9 @@ pub struct Compiler {
 #[derive(Debug, Clone, Default)]
 struct PortState {
     frontends: Frontends,
-    /// The names of its own chains, sorted.
+    /// The names of its own chains, without those of its endpoints.
     chains: Box<[Name]>,
+    reachable: Option<Arc<PortEndpoints>>,
     dispatch: Box<[(Dispatch, Rule)]>,
     endpoints: usize,
 }
@@ -109,7 +110,7 @@ impl Compiler {
 
     /// Lets health checks of load balancers in at these ports.
     pub fn set_health_ports(&mut self, ports: &BTreeSet<Port>) -> Vec<Change> {
-        let rules: Arc<[Rule]> = base::health_rules(ports).into();
+        let rules = Rules::from(base::health_rules(ports));
         let mut changes = Vec::new();
         for family in self.families.clone() {
             self.fill(TableKey { family, name: TableName::Filter }, NODE_PORTS.into(), rules.clone(), &mut changes);
@@ -208,15 +209,19 @@ impl Compiler {
             }
         }
         state.dispatch = built.dispatch.into();
-        for name in state.chains.iter().filter(|name| !built.chains.contains_key(*name)) {
-            removed.push(Change::DeleteChain(table, name.clone()));
-        }
-        let mut names = Vec::with_capacity(built.chains.len());
+        let of_endpoints = |port: &Option<Arc<PortEndpoints>>| -> BTreeSet<Name> {
+            port.iter().flat_map(|port| port.backends.iter().map(|backend| port.chain(backend))).collect()
+        };
+        let mut old = of_endpoints(&state.reachable);
+        old.extend(state.chains.iter().cloned());
+        let gone = old.into_iter().filter(|name| !built.chains.contains_key(name));
+        removed.extend(gone.map(|name| Change::DeleteChain(table, name)));
+        let endpoints = of_endpoints(&built.endpoints);
+        state.chains = built.chains.keys().filter(|name| !endpoints.contains(*name)).cloned().collect();
+        state.reachable = built.endpoints;
         for (name, rules) in built.chains {
-            names.push(name.clone());
             self.fill(table, name, rules, changes);
         }
-        state.chains = names.into();
     }
 
     /// Writes a chain that all Services share.
@@ -237,15 +242,12 @@ impl Compiler {
     }
 
     /// Gives a chain its rules, if it has others.
-    fn fill(&mut self, table: TableKey, chain: Name, rules: Arc<[Rule]>, changes: &mut Vec<Change>) {
+    fn fill(&mut self, table: TableKey, chain: Name, rules: Rules, changes: &mut Vec<Change>) {
         let Some(chains) = self.program.tables.get_mut(&table).map(|table| &mut table.chains) else { return };
-        let found = chains.get(&chain);
-        if found.is_some_and(|found| found.rules == rules) {
-            return;
-        }
-        if !found.is_some_and(|found| is_same(&found.rules, &rules)) {
+        if !chains.get(&chain).is_some_and(|found| found.rules.is_same(&rules)) {
             changes.push(Change::FillChain(table, chain.clone(), rules.clone()));
         }
+        // Also where they are the same: what they were made of may go then.
         chains.insert(chain, Chain::of(rules));
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::render::is_built_in;
-use super::{Change, Match, Name, Program, Rule, Table, TableKey, TableName, Target};
+use super::{Change, Match, Name, Program, Rule, Rules, Table, TableKey, TableName, Target};
 use crate::layout::is_our_chain;
 
 /// The chain that the kubelet has too (`pkg/kubelet/kubelet_network_linux.go`).
@@ -34,7 +34,7 @@ fn diff_table(key: TableKey, there: &Table, wanted: &Table, changes: &mut Vec<Ch
     let is_ours = |chain: &str| !is_built_in(chain) && is_our_chain(key.name.as_str(), chain);
     for (name, chain) in wanted.chains.iter().filter(|(name, _)| !is_built_in(name)) {
         match there.chains.get(name) {
-            Some(found) if is_same(&found.rules, &chain.rules) || is_left_alone(key, name, &chain.rules) => {}
+            Some(found) if found.rules.is_same(&chain.rules) || is_left_alone(key, name, &chain.rules) => {}
             _ if chain.rules.is_empty() => changes.push(Change::CreateChain(key, name.clone())),
             _ => changes.push(Change::FillChain(key, name.clone(), chain.rules.clone())),
         }
@@ -43,20 +43,19 @@ fn diff_table(key: TableKey, there: &Table, wanted: &Table, changes: &mut Vec<Ch
         .chains
         .iter()
         .filter(|(name, _)| is_ours(name) && !wanted.chains.contains_key(*name))
-        .filter(|(name, chain)| !(is_shared(key, name) && chain.rules.iter().any(|rule| !is_martian_rule(rule))))
+        .filter(|(name, chain)| !(is_shared(key, name) && chain.rules.list().iter().any(|rule| !is_martian_rule(rule))))
         .map(|(name, _)| name)
         .collect();
     diff_jumps(key, there, wanted, &stale, changes);
     // What a chain of somebody else leads to cannot be deleted; it loses its rules.
-    let held: BTreeSet<&str> = there
+    let held: BTreeSet<Name> = there
         .chains
         .iter()
         .filter(|(name, _)| !is_built_in(name) && !is_ours(name))
-        .flat_map(|(_, chain)| chain.rules.iter().filter_map(Rule::leads_to))
-        .map(AsRef::as_ref)
+        .flat_map(|(_, chain)| chain.rules.list().iter().filter_map(Rule::leads_to).cloned().collect::<Vec<_>>())
         .collect();
     for name in stale {
-        if !held.contains(name.as_ref()) {
+        if !held.contains(name) {
             changes.push(Change::DeleteChain(key, name.clone()));
         } else if there.chains.get(name).is_some_and(|chain| !chain.rules.is_empty()) {
             changes.push(Change::CreateChain(key, name.clone()));
@@ -68,7 +67,8 @@ fn diff_jumps(key: TableKey, there: &Table, wanted: &Table, stale: &[&Name], cha
     let built_in =
         |table: &Table| -> BTreeSet<Name> { table.chains.keys().filter(|name| is_built_in(name)).cloned().collect() };
     for name in built_in(there).union(&built_in(wanted)) {
-        let rules = |table: &Table| table.chains.get(name).map(|chain| chain.rules.clone()).unwrap_or_default();
+        let rules =
+            |table: &Table| table.chains.get(name).map(|chain| chain.rules.list().into_owned()).unwrap_or_default();
         let (found, desired) = (rules(there), rules(wanted));
         // Jumps to ours, unless the chain stays since it is the kubelet's too.
         let is_ours = |rule: &&Rule| {
@@ -88,16 +88,12 @@ fn diff_jumps(key: TableKey, there: &Table, wanted: &Table, stale: &[&Name], cha
         }
         // Each is put first, so the last one goes first.
         for rule in missing.into_iter().rev() {
-            changes.push(Change::InsertJump(key, name.clone(), rule.clone()));
+            changes.push(Change::InsertJump(key, name.clone(), Box::new(rule.clone())));
         }
         for rule in surplus {
-            changes.push(Change::RemoveJump(key, name.clone(), rule.clone()));
+            changes.push(Change::RemoveJump(key, name.clone(), Box::new(rule.clone())));
         }
     }
-}
-
-pub(super) fn is_same(a: &[Rule], b: &[Rule]) -> bool {
-    a.len() == b.len() && (std::ptr::eq(a, b) || a.iter().zip(b).all(|(a, b)| a.is_same(b)))
 }
 
 fn is_shared(key: TableKey, chain: &str) -> bool {
@@ -105,7 +101,7 @@ fn is_shared(key: TableKey, chain: &str) -> bool {
 }
 
 /// The chain that the kubelet has too is only written where we have a rule for it.
-fn is_left_alone(key: TableKey, chain: &str, wanted: &[Rule]) -> bool {
+fn is_left_alone(key: TableKey, chain: &str, wanted: &Rules) -> bool {
     is_shared(key, chain) && wanted.is_empty()
 }
 

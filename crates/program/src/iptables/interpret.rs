@@ -254,7 +254,7 @@ impl Run<'_> {
     fn chain(&mut self, place: Place<'_>, chain: &Chain, branch: Branch, depth: usize) -> Vec<(Branch, Flow)> {
         let mut left = Vec::new();
         let mut here = vec![branch];
-        for rule in chain.rules.iter() {
+        for rule in chain.rules.list().iter() {
             if here.is_empty() {
                 break;
             }

@@ -26,6 +26,7 @@ mod parse;
 mod port;
 mod program;
 mod render;
+mod rules;
 pub mod sample;
 #[cfg(test)]
 mod tests;
@@ -43,3 +44,4 @@ pub use program::{
     Table, TableKey, TableName, Target,
 };
 pub use render::{BUILT_IN, is_built_in, render, render_restore, render_rule, render_target};
+pub use rules::Rules;

@@ -9,9 +9,10 @@ use portolan_intent::services::{Backend, Endpoints, Frontend, FrontendKey, Front
 use portolan_net::{Family, ObjectKey, Origin, Protocol};
 use portolan_state::{AffinityTimeout, TrafficPolicy};
 
-use super::base::{EXTERNAL_SERVICES, MARK_MASQUERADE, NODE_PORTS, PROXY_FIREWALL, SERVICES, Settings};
-use super::names::{cluster_chain, endpoint_chain_of, external_chain, firewall_chain, local_chain, service_port_name};
-use super::{Match, Name, Recent, RecentAction, Rejection, Rule, RuleBuilder, TableName, Target};
+use super::base::{EXTERNAL_SERVICES, NODE_PORTS, PROXY_FIREWALL, SERVICES, Settings};
+use super::names::{cluster_chain, external_chain, firewall_chain, local_chain, service_port_name};
+use super::rules::PortEndpoints;
+use super::{Match, Name, Rejection, Rule, RuleBuilder, Rules, TableName, Target};
 
 /// What has chains of its own: one port of a Service in one family.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,8 +70,10 @@ impl Dispatch {
 /// What a port has.
 #[derive(Debug, Default)]
 pub(super) struct Built {
-    /// Its own chains in the table `nat`.
-    pub(super) chains: BTreeMap<Name, Arc<[Rule]>>,
+    /// Its own chains in the table `nat`, those of its endpoints among them.
+    pub(super) chains: BTreeMap<Name, Rules>,
+    /// Its endpoints that have chains.
+    pub(super) endpoints: Option<Arc<PortEndpoints>>,
     /// Its rules in chains that it shares.
     pub(super) dispatch: Vec<(Dispatch, Rule)>,
 }
@@ -99,7 +102,7 @@ pub(super) fn build(key: &PortKey, frontends: &Frontends, settings: &Settings, c
         local: local_chain(&name, protocol),
         external: external_chain(&name, protocol),
         firewall: firewall_chain(&name, protocol),
-        mark: MARK_MASQUERADE.into(),
+        mark: settings.shared().mark.clone(),
         name,
         built: Built::default(),
     };
@@ -155,24 +158,44 @@ impl PortRules<'_> {
                 .iter()
                 .any(|(_, it)| it.policy == policy || policy == TrafficPolicy::Cluster && it.kind.is_external())
         };
-        let mut reachable: BTreeMap<SocketAddr, &Backend> = BTreeMap::new();
+        let mut used: Vec<Arc<PortEndpoints>> = Vec::new();
         for policy in [TrafficPolicy::Cluster, TrafficPolicy::Local] {
             let backends = self.endpoints.of(policy);
             if backends.is_empty() || !uses(policy) {
                 continue;
             }
+            let endpoints = self.of_backends(backends.clone());
             let chain = self.chain_of(policy).clone();
-            let mut rules = heads.remove(&chain).unwrap_or_default();
-            self.balance(backends, &mut rules);
-            self.built.chains.insert(chain, rules.into());
-            reachable.extend(backends.iter().map(|backend| (backend.socket(), backend)));
+            let head = heads.remove(&chain).unwrap_or_default();
+            self.built.chains.insert(chain, Rules::of_balance(head, endpoints.clone()));
+            used.push(endpoints);
         }
-        let plain = self.spared(|| self.name.clone()).protocol(self.key.protocol).conditions();
-        for (socket, backend) in reachable {
-            let chain = endpoint_chain_of(&self.name, self.key.protocol, socket);
-            let rules = self.endpoint_rules(&chain, backend, &plain);
-            self.built.chains.insert(chain, rules.into());
+        let reachable = match used.as_slice() {
+            [] => return,
+            [one] => one.clone(),
+            several => {
+                let all = several.iter().flat_map(|it| it.backends.iter()).map(|backend| (backend.socket(), backend));
+                let all: BTreeMap<SocketAddr, &Backend> = all.collect();
+                self.of_backends(all.into_values().cloned().collect())
+            }
+        };
+        for (position, backend) in reachable.backends.iter().enumerate() {
+            let rules = Rules::of_endpoint(reachable.clone(), position);
+            self.built.chains.insert(reachable.chain(backend), rules);
         }
+        self.built.endpoints = Some(reachable);
+    }
+
+    /// What the rules of these endpoints are made of.
+    fn of_backends(&self, backends: Arc<[Backend]>) -> Arc<PortEndpoints> {
+        Arc::new(PortEndpoints {
+            name: self.name.as_str().into(),
+            protocol: self.key.protocol,
+            comments: self.comments,
+            affinity: self.affinity,
+            shared: self.settings.shared().clone(),
+            backends,
+        })
     }
 
     fn chain_of(&self, policy: TrafficPolicy) -> &Name {
@@ -304,51 +327,6 @@ impl PortRules<'_> {
         let comment = format!("other traffic to {} will be dropped by KUBE-PROXY-FIREWALL", self.name);
         rules.push(rule(&comment, self.origin).without_target());
         rules
-    }
-
-    /// A comment that large clusters do without.
-    fn spared(&self, comment: impl FnOnce() -> String) -> RuleBuilder {
-        let builder = Rule::builder();
-        if self.comments { builder.comment(&comment()) } else { builder }
-    }
-
-    /// The rules that choose an endpoint: the one that the client had, or one at random.
-    fn balance(&self, backends: &[Backend], rules: &mut Vec<Rule>) {
-        let chains: Vec<Name> =
-            backends.iter().map(|it| endpoint_chain_of(&self.name, self.key.protocol, it.socket())).collect();
-        let comment = |backend: &Backend| format!("{} -> {}", self.name, backend.socket());
-        if let Some(seconds) = self.affinity {
-            for (backend, chain) in backends.iter().zip(&chains) {
-                let action = RecentAction::Check { seconds, reap: true };
-                let recent = Match::Recent(Box::new(Recent { list: chain.clone(), action }));
-                let builder = self.spared(|| comment(backend)).when(recent);
-                rules.push(builder.origin(&backend.origin).jump(chain));
-            }
-        }
-        for (index, (backend, chain)) in backends.iter().zip(&chains).enumerate() {
-            let mut matches = self.settings.chance(backends.len() - index);
-            if self.comments {
-                let builder = Rule::builder().comment(&comment(backend));
-                matches = matches.iter().cloned().fold(builder, RuleBuilder::when).conditions();
-            }
-            let (target, origin) = (Some(Target::Jump(chain.clone())), Some(backend.origin.clone()));
-            rules.push(Rule { matches, target, origin });
-        }
-    }
-
-    /// The chain of one endpoint. Without affinity, the conditions of its translation are those of all others.
-    fn endpoint_rules(&self, chain: &Name, backend: &Backend, plain: &Arc<[Match]>) -> Vec<Rule> {
-        let builder = || self.spared(|| self.name.clone());
-        // An endpoint that is its own client would answer itself.
-        let hairpin = builder().source(IpNet::from(backend.address)).origin(&backend.origin).jump(&self.mark);
-        let matches = if self.affinity.is_some() {
-            let note = Recent { list: chain.clone(), action: RecentAction::Set };
-            builder().when(Match::Recent(Box::new(note))).protocol(self.key.protocol).conditions()
-        } else {
-            plain.clone()
-        };
-        let target = Target::Dnat { address: backend.address, port: Some(backend.port) };
-        vec![hairpin, Rule { matches, target: Some(target), origin: Some(backend.origin.clone()) }]
     }
 }
 

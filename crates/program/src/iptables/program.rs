@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use portolan_net::{Family, Origin, Port, Protocol};
 use serde::{Deserialize, Serialize};
 
-use super::RuleBuilder;
+use super::{RuleBuilder, Rules};
 
 /// The name of a chain, an interface or a set, or a comment.
 pub type Name = Arc<str>;
@@ -108,17 +108,17 @@ pub struct Chain {
     /// What becomes of packets at the end of a built-in chain. Chains that were made have none.
     pub policy: Option<Policy>,
     /// The rules, in order.
-    pub rules: Arc<[Rule]>,
+    pub rules: Rules,
 }
 
 impl Chain {
     /// A chain that is not built in.
-    pub fn of(rules: impl Into<Arc<[Rule]>>) -> Chain {
+    pub fn of(rules: impl Into<Rules>) -> Chain {
         Chain { policy: None, rules: rules.into() }
     }
 
     /// A built-in chain that accepts at its end.
-    pub fn built_in(rules: impl Into<Arc<[Rule]>>) -> Chain {
+    pub fn built_in(rules: impl Into<Rules>) -> Chain {
         Chain { policy: Some(Policy::Accept), rules: rules.into() }
     }
 }

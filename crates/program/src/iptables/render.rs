@@ -45,7 +45,7 @@ pub fn render(program: &Program) -> String {
             let _ = writeln!(out, ":{name} {policy} [0:0]");
         }
         for (name, chain) in &chains {
-            for rule in chain.rules.iter() {
+            for rule in chain.rules.list().iter() {
                 write_rule(&mut out, key.family, "-A", name, rule, Words::Saved);
             }
         }
@@ -101,7 +101,7 @@ fn write_changes(out: &mut String, family: Family, changes: &[&Change]) {
     }
     for change in filled {
         if let Change::FillChain(_, chain, rules) = change {
-            rules.iter().for_each(|rule| write_rule(out, family, "-A", chain, rule, Words::Written));
+            rules.list().iter().for_each(|rule| write_rule(out, family, "-A", chain, rule, Words::Written));
         }
     }
     for change in changes {

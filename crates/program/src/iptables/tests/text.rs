@@ -151,17 +151,17 @@ fn what_is_not_served_is_refused_or_lost() {
 fn a_restore_makes_fills_jumps_and_deletes_in_that_order() {
     let rule = |text: &str| {
         let program = parse(&format!("*nat\n:A - [0:0]\n:KUBE-MARK-MASQ - [0:0]\n-A A {text}\nCOMMIT\n")).unwrap();
-        program.chain(super::nat(Family::V4), "A").unwrap().rules[0].clone()
+        program.chain(super::nat(Family::V4), "A").unwrap().rules.list()[0].clone()
     };
     let table = super::nat(Family::V4);
     let changes = [
         super::Change::DeleteChain(table, "KUBE-SEP-OLD".into()),
-        super::Change::InsertJump(table, "OUTPUT".into(), rule("-j KUBE-MARK-MASQ")),
+        super::Change::InsertJump(table, "OUTPUT".into(), Box::new(rule("-j KUBE-MARK-MASQ"))),
         super::Change::FillChain(table, "KUBE-MARK-MASQ".into(), [rule("-j MARK --set-xmark 0x4000/0x4000")].into()),
         super::Change::RemoveJump(
             table,
             "INPUT".into(),
-            rule("-m comment --comment \"a \\\"b\\\"\" -j KUBE-MARK-MASQ"),
+            Box::new(rule("-m comment --comment \"a \\\"b\\\"\" -j KUBE-MARK-MASQ")),
         ),
     ];
     assert_eq!(
@@ -184,7 +184,7 @@ fn what_has_no_type_is_kept_as_text() {
         -A A -s 10.0.0.0/255.0.0.255 -j MARK --set-xmark 0x1/0xff\nCOMMIT\n";
     let program = parse(text).unwrap();
     assert_eq!(render(&program), text);
-    let rules = &program.tables.values().next().unwrap().chains["INPUT"].rules;
+    let rules = &program.tables.values().next().unwrap().chains["INPUT"].rules.list();
     assert_eq!(rules[0].matches[0], Match::Other("-p ospf".into()));
     assert_eq!(rules[1].target, Some(Target::Other("LOG --log-prefix \"say \\\"hi\\\"\"".into())));
     assert_eq!(rules[1].comment().map(AsRef::as_ref), Some("x"));
