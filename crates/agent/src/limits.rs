@@ -23,7 +23,7 @@ pub(crate) const MONITOR_WAIT_MILLISECONDS: u16 = 1000;
 /// How long foreign changes of the kernel gather before the kernel is read again.
 pub(crate) const REPAIR_DELAY: Duration = Duration::from_millis(50);
 
-/// Links of others' changes that are told apart while they gather.
+/// Links and chains of others' changes that are told apart while they gather.
 pub(crate) const REPAIR_EVENTS_MAX: usize = 64;
 
 /// The first and the last delay between attempts to apply what failed; each attempt doubles it.

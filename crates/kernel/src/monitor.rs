@@ -7,8 +7,11 @@ use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use portolan_net::Family;
+use portolan_program::iptables::TableName;
 
 use crate::error::KernelError;
+use crate::nftables;
 use crate::rawnetlink::{OwnedMessage, Protocol, Socket};
 
 /// `RTNLGRP_…`: links, neighbours, addresses and routes of both families.
@@ -38,10 +41,23 @@ pub enum Event {
     Route,
     /// A permanent neighbour or forwarding entry, or one that went.
     Neighbour,
-    /// An nftables table.
+    /// Rules of one chain in a table of iptables' programs, by the backend that makes nftables of them.
+    Rules(ChainName),
+    /// Something else in an nftables table.
     Ruleset,
     /// Notifications were lost.
     Overrun,
+}
+
+/// A chain in a table of iptables' programs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChainName {
+    /// Which of the two programs.
+    pub family: Family,
+    /// The table.
+    pub table: TableName,
+    /// The chain.
+    pub chain: String,
 }
 
 /// Hears notifications in the namespace of the thread that opened it.
@@ -99,7 +115,7 @@ impl Monitor {
             if matches!(netfilter, Ok(None)) {
                 return None;
             }
-            self.take(netfilter, |_| Some(Event::Ruleset));
+            self.take(netfilter, nftables::chain_event);
         }
         self.waiting.pop_front()
     }

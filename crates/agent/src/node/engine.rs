@@ -8,14 +8,14 @@
 //! [`Engine::retry`] says when it is time for that, so that one item that the kernel refuses for ever does
 //! not make every other change cost as much as the whole cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use imbl::OrdMap;
 use portolan_intent::services::HealthCheck;
 use portolan_intent::{FabricMode, NodeView, wiring};
 use portolan_kernel::KernelError;
-use portolan_kernel::monitor::Event;
+use portolan_kernel::monitor::{ChainName, Event};
 use portolan_net::{Family, IpNet, MacAddress, ObjectKey, ObjectKind};
 use portolan_program::netlink::{self, Surroundings};
 use portolan_program::{ipvs_mode, nftables};
@@ -26,6 +26,7 @@ use super::compiled::{Compiled, health_ports, node_addresses, view};
 use super::port::KernelPort;
 use super::refusals::{self, Refusals};
 use super::rooms::{KeptRoom, Steps};
+use super::stale::Rooms;
 pub use super::waiting::Waiting;
 use crate::config::{AgentConfig, ServicesMode};
 use crate::metrics::Metrics;
@@ -74,23 +75,9 @@ pub struct Engine<P> {
     stale: Rooms,
     /// Rooms in which something was refused.
     failed: Rooms,
+    /// Chains of iptables that others may have changed.
+    touched: BTreeSet<ChainName>,
     refusals: Refusals,
-}
-
-/// Some of the rooms. A full reading of one is no reason for the other's.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Rooms {
-    netlink: bool,
-    nftables: bool,
-    /// The rooms that serve Services in another mode than nftables.
-    services: bool,
-    /// Those of them that are quickly read.
-    quick: bool,
-}
-
-impl Rooms {
-    const NONE: Rooms = Rooms { netlink: false, nftables: false, services: false, quick: false };
-    const ALL: Rooms = Rooms { netlink: true, nftables: true, services: true, quick: true };
 }
 
 impl<P: KernelPort> Engine<P> {
@@ -110,6 +97,7 @@ impl<P: KernelPort> Engine<P> {
             others: Surroundings::default(),
             stale: Rooms::ALL,
             failed: Rooms::NONE,
+            touched: BTreeSet::new(),
             refusals,
         }
     }
@@ -266,6 +254,7 @@ impl<P: KernelPort> Engine<P> {
                 self.stale.nftables = true;
                 self.look_after_services();
             }
+            Event::Rules(chain) => drop(self.touched.insert(chain.clone())),
             Event::Link(_) | Event::Address | Event::Route | Event::Neighbour => self.stale.netlink = true,
             Event::Overrun => {
                 self.request_resync();
@@ -295,8 +284,10 @@ impl<P: KernelPort> Engine<P> {
         let (snapshot, dirty) = self.writer.take();
         self.snapshot = snapshot;
         merge(&mut self.pending, dirty);
+        let touched = std::mem::take(&mut self.touched);
         match self.run() {
-            Ok(outcome) => {
+            Ok(mut outcome) => {
+                self.mend(&touched, &mut outcome);
                 self.waiting = None;
                 self.metrics.set_in_sync();
                 outcome
@@ -309,6 +300,14 @@ impl<P: KernelPort> Engine<P> {
                 Outcome::default()
             }
         }
+    }
+
+    /// Puts back what others changed of single chains, once everything else is as it must be.
+    fn mend(&mut self, chains: &BTreeSet<ChainName>, outcome: &mut Outcome) {
+        let Some(compiled) = self.compiled.as_mut().filter(|_| !chains.is_empty()) else { return };
+        let used = compiled.rooms.iter_mut().filter(|room| room.is_used());
+        let taken: Vec<Steps> = used.map(|room| room.mend(&mut self.port, chains)).collect();
+        taken.into_iter().for_each(|steps| self.record(steps, outcome));
     }
 
     fn run(&mut self) -> Result<Outcome, Waiting> {

@@ -12,6 +12,7 @@
 //!   [`refusals`] says what and why.
 //! - [`verbs`] answers CNI calls, [`answers`] the administration socket.
 //! - [`rooms`] are the subsystems that serve Services in a mode other than nftables.
+//! - `mending` puts single chains back that others changed.
 //! - [`port`] is the kernel as the engine sees it, so that a fake one can stand in.
 //!
 //! It promises: nothing in the kernel changes before every table is in sync; a restart adopts what it
@@ -20,11 +21,13 @@
 mod answers;
 mod compiled;
 pub mod engine;
+mod mending;
 pub mod port;
 mod refusals;
 mod role;
 pub mod rooms;
 mod service_rooms;
+mod stale;
 mod verbs;
 mod waiting;
 mod watch;

@@ -237,9 +237,13 @@ impl Default for Repair {
 impl Repair {
     fn wanted(&mut self, event: KernelEvent) {
         self.at.get_or_insert(Instant::now() + self.delay);
-        // Links are told apart by name and nothing else is, so that one link stands for all beyond the bound.
-        if self.events.len() < REPAIR_EVENTS_MAX || !matches!(event, KernelEvent::Link(_)) {
-            self.events.insert(event);
+        // Links and chains are told apart by name and nothing else is, so that beyond the bound one link stands for
+        // all links, and a look at what is always there for all chains.
+        let is_room_left = self.events.len() < REPAIR_EVENTS_MAX;
+        match event {
+            KernelEvent::Link(_) if !is_room_left => {}
+            KernelEvent::Rules(_) if !is_room_left => drop(self.events.insert(KernelEvent::Ruleset)),
+            event => drop(self.events.insert(event)),
         }
     }
 

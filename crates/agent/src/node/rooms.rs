@@ -11,6 +11,7 @@ use std::net::IpAddr;
 
 use portolan_intent::services::FrontendUpdate;
 use portolan_kernel::KernelError;
+use portolan_kernel::monitor::ChainName;
 use portolan_net::{IpNet, Port};
 
 use super::compiled::FRONTENDS_PER_STEP;
@@ -52,6 +53,10 @@ pub trait RoomPort<R: Room> {
     /// Whether what is always there is there, by a cheap look.
     fn is_intact(&mut self) -> bool {
         true
+    }
+    /// The steps that put back what others changed of these chains, where this room has chains.
+    fn mend(&mut self, _room: &R, _chains: &BTreeSet<ChainName>) -> Vec<R::Change> {
+        Vec::new()
     }
     /// Lets go of what has ended by now.
     fn settle(&mut self, _room: &mut R) -> Result<Vec<R::Change>, KernelError> {
@@ -114,8 +119,10 @@ pub trait KeptRoom<P> {
     fn is_used(&self) -> bool;
     /// Lets go of what has ended by now.
     fn settle(&mut self, port: &mut P) -> Result<Steps, KernelError>;
+    /// Puts back what others changed of these chains.
+    fn mend(&mut self, port: &mut P, chains: &BTreeSet<ChainName>) -> Steps;
     /// A cheap look at whether others have taken all of it away. What they changed in part is found by
-    /// [`KeptRoom::compare`].
+    /// [`KeptRoom::mend`] or [`KeptRoom::compare`].
     fn is_intact(&self, port: &mut P) -> bool;
 }
 
@@ -182,6 +189,11 @@ impl<R: Room, P: RoomPort<R>> KeptRoom<P> for Kept<R> {
     fn settle(&mut self, port: &mut P) -> Result<Steps, KernelError> {
         let changes = port.settle(&mut self.room)?;
         Ok(apply::<R, P>(port, &changes))
+    }
+
+    fn mend(&mut self, port: &mut P, chains: &BTreeSet<ChainName>) -> Steps {
+        let changes = port.mend(&self.room, chains);
+        apply::<R, P>(port, &changes)
     }
 
     fn is_costly(&self) -> bool {
@@ -258,6 +270,10 @@ where
 
     fn settle(&mut self, _: &mut P) -> Result<Steps, KernelError> {
         Ok(Steps { room: R::NAME, ..Steps::default() })
+    }
+
+    fn mend(&mut self, _: &mut P, _: &BTreeSet<ChainName>) -> Steps {
+        Steps { room: R::NAME, ..Steps::default() }
     }
 
     fn is_costly(&self) -> bool {

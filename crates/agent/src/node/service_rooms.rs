@@ -7,10 +7,12 @@ use portolan_intent::NodeView;
 use portolan_intent::services::FrontendUpdate;
 use portolan_kernel::KernelError;
 use portolan_kernel::iptables::Backend;
+use portolan_kernel::monitor::ChainName;
 use portolan_net::{Family, Protocol};
 use portolan_program::ipvs::{RealKey, RealServer, ServerKey};
 use portolan_program::{ipset, iptables, ipvs};
 
+use super::mending;
 use super::port::{Applied, RealKernel};
 use super::rooms::{Kept, KeptRoom, NodeFacts, Room, RoomPort, Unused};
 use crate::config::{AgentConfig, ServicesMode};
@@ -96,6 +98,11 @@ impl RoomPort<iptables::Compiler> for RealKernel {
         })
     }
 
+    /// The kernel tells of chains only where it is nftables that holds them.
+    fn mend(&mut self, room: &iptables::Compiler, chains: &BTreeSet<ChainName>) -> Vec<iptables::Change> {
+        mend(self, room.program(), chains)
+    }
+
     /// The legacy backend is asked for the sizes of its tables. Of the nft backend the kernel tells by notification,
     /// and two chains that always have rules are looked at: whoever flushes a table empties them too.
     fn is_intact(&mut self) -> bool {
@@ -103,11 +110,18 @@ impl RoomPort<iptables::Compiler> for RealKernel {
             Err(_) => false,
             Ok((Backend::Legacy, was_touched)) => !was_touched,
             Ok((Backend::Nft, _)) => Family::ALL.into_iter().any(|family| {
-                let mut has_rules = |table, chain| self.nftables().rule_count(family, table, chain) > 0;
+                let mut has_rules = |table, chain| !self.nftables().targets(family, table, chain).is_empty();
                 has_rules("nat", "KUBE-POSTROUTING") && has_rules("filter", "KUBE-FORWARD")
             }),
         }
     }
+}
+
+fn mend(kernel: &mut RealKernel, program: &iptables::Program, chains: &BTreeSet<ChainName>) -> Vec<iptables::Change> {
+    if !kernel.iptables().is_ok_and(|room| room.backend() == Backend::Nft) {
+        return Vec::new();
+    }
+    mending::steps(program, chains, |name| kernel.nftables().targets(name.family, name.table.as_str(), &name.chain))
 }
 
 /// The chains of the ipvs mode. They look members of sets up, so that no Service changes them.
@@ -165,6 +179,10 @@ impl RoomPort<IpvsChains> for RealKernel {
 
     fn apply(&mut self, changes: &[iptables::Change]) -> Applied<iptables::Change> {
         RoomPort::<iptables::Compiler>::apply(self, changes)
+    }
+
+    fn mend(&mut self, room: &IpvsChains, chains: &BTreeSet<ChainName>) -> Vec<iptables::Change> {
+        mend(self, &room.program, chains)
     }
 
     fn is_intact(&mut self) -> bool {

@@ -91,7 +91,20 @@ fn chains_that_others_flush_come_back() {
     let rules = "iptables-save | grep '^-A KUBE-' | sort";
     let before = lab.shell("node-1", rules);
     assert!(before.contains("-j DNAT"), "{before}");
-    for harm in ["iptables -t nat -F", "iptables -F KUBE-FORWARD", "nft flush ruleset"] {
+    let of_one = |chains: &str, harm: &str| {
+        let name = format!("iptables-save -t nat | grep -o '^:{chains}-[A-Z0-9]*' | head -n 1 | tr -d :");
+        format!("chain=$({name}) && test -n \"$chain\" && iptables -t nat {harm}")
+    };
+    let harms = [
+        "iptables -t nat -F".to_owned(),
+        "iptables -F KUBE-FORWARD".to_owned(),
+        "nft flush ruleset".to_owned(),
+        of_one("KUBE-SVC", "-F $chain"),
+        of_one("KUBE-SEP", "-D $chain 1"),
+        of_one("KUBE-SVC", "-I $chain -j RETURN"),
+        "iptables -t nat -D OUTPUT 1".to_owned(),
+    ];
+    for harm in &harms {
         lab.shell("node-1", harm);
         // The cluster may still settle, so that the rules need not be those of before: they must be as planned.
         within_time(harm, REPAIR_TIME_MAX, || lab.ask("plan", &["--node", "node-1"]).code == 0);

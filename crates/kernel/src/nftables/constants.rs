@@ -20,6 +20,7 @@ pub(super) const DELETE_SET: u16 = 11;
 pub(super) const NEW_ELEMENT: u16 = 12;
 pub(super) const GET_ELEMENT: u16 = 13;
 pub(super) const DELETE_ELEMENT: u16 = 14;
+pub(super) const NEW_GENERATION: u16 = 15;
 
 /// `struct nfgenmsg`.
 pub(super) const HEADER_LENGTH: usize = 4;

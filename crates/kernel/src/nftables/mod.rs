@@ -8,8 +8,10 @@ mod constants;
 mod decode;
 mod encode;
 mod expression;
+mod foreign;
 mod room;
 mod rules;
 mod set_types;
 
+pub(crate) use foreign::event as chain_event;
 pub use room::{NftablesRoom, Report};

@@ -10,6 +10,7 @@ use portolan_program::nftables::{Change, Key, Name, Program, SetKind, TableKey, 
 use super::constants::{GET_CHAIN, GET_ELEMENT, GET_RULE, GET_SET, GET_TABLE, HEADER_LENGTH, element, rule, set};
 use super::decode::{self, ElementReader};
 use super::encode::{Encoded, batch_frame, encode, forget_client, remove_rule, start};
+use super::foreign;
 use crate::error::KernelError;
 use crate::rawnetlink::{DumpPart, MessageBuilder, OwnedMessage, Protocol, Socket};
 
@@ -72,12 +73,13 @@ impl NftablesRoom {
         Err(last)
     }
 
-    /// How many rules a chain of anybody's table has; none where there is no such chain. It reads that chain alone.
-    pub fn rule_count(&mut self, family: Family, table: &str, chain: &str) -> usize {
+    /// For each rule of a chain of anybody's table, the chain that it leads to, if to any. It reads that chain alone;
+    /// a chain that is not there has no rules.
+    pub fn targets(&mut self, family: Family, table: &str, chain: &str) -> Vec<Option<String>> {
         let rules = self.dump(GET_RULE, family, |it| {
             it.put_str(rule::TABLE, table).put_str(rule::CHAIN, chain);
         });
-        rules.map_or(0, |rules| rules.len())
+        rules.map_or(Vec::new(), |rules| rules.iter().map(foreign::leads_to).collect())
     }
 
     /// The port that marks notifications of our own requests.
