@@ -473,6 +473,9 @@ impl<P: KernelPort> Engine<P> {
         outcome.changes += steps.changes;
         outcome.messages += steps.messages;
         self.metrics.applied(steps.room, steps.changes, steps.failed.len(), steps.messages);
+        for count in steps.rules {
+            self.metrics.proxy.set_iptables_rules(count.table, count.total, count.written);
+        }
         for (change, error) in steps.failed {
             self.refusals.services(steps.room, &change, &error);
             outcome.failures.push(format!("{change}: {error}"));

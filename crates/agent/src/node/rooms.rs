@@ -40,6 +40,10 @@ pub trait Room {
     fn render_changes(changes: &[Self::Change]) -> String;
     /// The program as the room's own text.
     fn render(program: &Self::Program) -> String;
+    /// How many rules of iptables there are, and how many of them these steps write.
+    fn count_rules(_program: &Self::Program, _changes: &[Self::Change]) -> Vec<RuleCount> {
+        Vec::new()
+    }
     /// Takes over from what is observed what must end gently, before the two are compared.
     fn adopt(&mut self, _observed: &Self::Program) {}
 }
@@ -82,6 +86,17 @@ pub struct NodeFacts {
     pub health_ports: BTreeSet<Port>,
 }
 
+/// The rules of one table of iptables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleCount {
+    /// The table.
+    pub table: &'static str,
+    /// How many of ours it holds.
+    pub total: usize,
+    /// How many of them were written now.
+    pub written: usize,
+}
+
 /// What became of steps.
 #[derive(Debug, Default)]
 pub struct Steps {
@@ -95,6 +110,8 @@ pub struct Steps {
     pub failed: Vec<(String, KernelError)>,
     /// Whether something stays for a while, and must be looked at again.
     pub pending: bool,
+    /// The rules of iptables, where that is the room.
+    pub rules: Vec<RuleCount>,
 }
 
 /// A room with its kernel side, whatever its types.
@@ -157,7 +174,7 @@ impl<R: Room, P: RoomPort<R>> KeptRoom<P> for Kept<R> {
 
     fn follow(&mut self, port: &mut P, updates: &[FrontendUpdate], node: &NodeFacts) -> Steps {
         let changes = self.changes(updates, node);
-        apply::<R, P>(port, &changes)
+        apply::<R, P>(port, self.room.program(), &changes)
     }
 
     fn learn(&mut self, updates: &[FrontendUpdate], node: &NodeFacts) {
@@ -171,7 +188,8 @@ impl<R: Room, P: RoomPort<R>> KeptRoom<P> for Kept<R> {
     fn compare(&mut self, port: &mut P) -> Result<Steps, KernelError> {
         let observed = port.observe()?;
         self.room.adopt(&observed);
-        Ok(apply::<R, P>(port, &R::diff(&observed, self.room.program())))
+        let wanted = self.room.program();
+        Ok(apply::<R, P>(port, wanted, &R::diff(&observed, wanted)))
     }
 
     fn plan(&self, port: &mut P) -> Result<String, KernelError> {
@@ -188,12 +206,12 @@ impl<R: Room, P: RoomPort<R>> KeptRoom<P> for Kept<R> {
 
     fn settle(&mut self, port: &mut P) -> Result<Steps, KernelError> {
         let changes = port.settle(&mut self.room)?;
-        Ok(apply::<R, P>(port, &changes))
+        Ok(apply::<R, P>(port, self.room.program(), &changes))
     }
 
     fn mend(&mut self, port: &mut P, chains: &BTreeSet<ChainName>) -> Steps {
         let changes = port.mend(&self.room, chains);
-        apply::<R, P>(port, &changes)
+        apply::<R, P>(port, self.room.program(), &changes)
     }
 
     fn is_costly(&self) -> bool {
@@ -252,7 +270,7 @@ where
 
     fn compare(&mut self, port: &mut P) -> Result<Steps, KernelError> {
         let (changes, pending) = self.leftovers(port)?;
-        Ok(Steps { pending, ..apply::<R, P>(port, &changes) })
+        Ok(Steps { pending, ..apply::<R, P>(port, &R::Program::default(), &changes) })
     }
 
     fn plan(&self, port: &mut P) -> Result<String, KernelError> {
@@ -289,7 +307,8 @@ where
     }
 }
 
-fn apply<R: Room, P: RoomPort<R>>(port: &mut P, changes: &[R::Change]) -> Steps {
+/// Makes changes that lead to a program.
+fn apply<R: Room, P: RoomPort<R>>(port: &mut P, program: &R::Program, changes: &[R::Change]) -> Steps {
     if changes.is_empty() {
         return Steps { room: R::NAME, ..Steps::default() };
     }
@@ -301,6 +320,7 @@ fn apply<R: Room, P: RoomPort<R>>(port: &mut P, changes: &[R::Change]) -> Steps 
         messages: applied.messages,
         failed: applied.failed.iter().map(|(change, error)| (text(change), error.clone())).collect(),
         pending: false,
+        rules: R::count_rules(program, changes),
     }
 }
 

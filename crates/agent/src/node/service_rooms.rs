@@ -14,7 +14,7 @@ use portolan_program::{ipset, iptables, ipvs};
 
 use super::mending;
 use super::port::{Applied, RealKernel};
-use super::rooms::{Kept, KeptRoom, NodeFacts, Room, RoomPort, Unused};
+use super::rooms::{Kept, KeptRoom, NodeFacts, Room, RoomPort, RuleCount, Unused};
 use crate::config::{AgentConfig, ServicesMode};
 
 type Rooms = Vec<Box<dyn KeptRoom<RealKernel> + Send>>;
@@ -84,6 +84,10 @@ impl Room for iptables::Compiler {
     fn render(program: &iptables::Program) -> String {
         iptables::render(program)
     }
+
+    fn count_rules(program: &iptables::Program, changes: &[iptables::Change]) -> Vec<RuleCount> {
+        count_rules(program, changes)
+    }
 }
 
 impl RoomPort<iptables::Compiler> for RealKernel {
@@ -115,6 +119,22 @@ impl RoomPort<iptables::Compiler> for RealKernel {
             }),
         }
     }
+}
+
+/// Counts the rules of both families together, as they are written in one sync.
+fn count_rules(program: &iptables::Program, changes: &[iptables::Change]) -> Vec<RuleCount> {
+    let written = |change: &iptables::Change| match change {
+        iptables::Change::FillChain(_, _, rules) => rules.len(),
+        iptables::Change::InsertJump(..) => 1,
+        iptables::Change::CreateChain(..) | iptables::Change::RemoveJump(..) | iptables::Change::DeleteChain(..) => 0,
+    };
+    let count = |table: iptables::TableName| {
+        let tables = program.tables.iter().filter(|(key, _)| key.name == table);
+        let total = tables.flat_map(|(_, table)| table.chains.values()).map(|chain| chain.rules.len()).sum();
+        let changes = changes.iter().filter(|change| change.table().name == table);
+        RuleCount { table: table.as_str(), total, written: changes.map(written).sum() }
+    };
+    iptables::TableName::OURS.map(count).into()
 }
 
 fn mend(kernel: &mut RealKernel, program: &iptables::Program, chains: &BTreeSet<ChainName>) -> Vec<iptables::Change> {
@@ -168,6 +188,10 @@ impl Room for IpvsChains {
 
     fn render(program: &iptables::Program) -> String {
         iptables::render(program)
+    }
+
+    fn count_rules(program: &iptables::Program, changes: &[iptables::Change]) -> Vec<RuleCount> {
+        count_rules(program, changes)
     }
 }
 

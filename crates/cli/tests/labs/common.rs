@@ -231,6 +231,12 @@ impl TestLab {
         is_ready(&self.node_directory(node).join("agent.sock"))
     }
 
+    /// A number among the metrics of a node's agent, by its name with labels.
+    pub(crate) fn metric(&self, node: &str, name: &str) -> Option<f64> {
+        let metrics = get(&self.node_directory(node).join("agent.sock"), "/metrics").expect("metrics");
+        metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    }
+
     /// Nothing of the lab is left.
     pub(crate) fn assert_gone(&self) {
         assert_eq!(self.namespaces(), Vec::<String>::new());
@@ -370,13 +376,17 @@ pub(crate) fn enter(network: &Path) {
 
 /// Whether the agent behind a socket says that it is ready.
 pub(crate) fn is_ready(socket: &Path) -> bool {
-    let Ok(mut stream) = UnixStream::connect(socket) else { return false };
+    get(socket, "/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
+}
+
+/// What the agent behind a socket answers, head and body.
+pub(crate) fn get(socket: &Path, path: &str) -> Option<String> {
+    let mut stream = UnixStream::connect(socket).ok()?;
     let _ = stream.set_read_timeout(Some(PATIENCE));
-    let request = "GET /readyz HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n";
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n").ok()?;
     let mut answer = String::new();
-    stream.write_all(request.as_bytes()).is_ok()
-        && stream.read_to_string(&mut answer).is_ok()
-        && answer.starts_with("HTTP/1.1 200")
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
 }
 
 /// The first value with this key, at any depth.

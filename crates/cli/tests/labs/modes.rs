@@ -111,4 +111,9 @@ fn chains_that_others_flush_come_back() {
         assert!(lab.shell("node-1", rules).contains("-j DNAT"), "{harm}");
     }
     lab.assert_as_planned();
+    // What kube-proxy's metrics of this name count: the rules of its tables, built-in chains with their jumps only.
+    let count = "iptables-save -t nat | grep -c '^-A'; ip6tables-save -t nat | grep -c '^-A' || true";
+    let counted: f64 = lab.shell("node-1", count).lines().filter_map(|line| line.trim().parse::<f64>().ok()).sum();
+    let name = "kubeproxy_sync_proxy_rules_iptables_total{table=\"nat\"}";
+    assert_eq!(lab.metric("node-1", name), Some(counted));
 }
