@@ -45,11 +45,10 @@ impl Runner {
         Self { api, controllers: Controllers::new(config) }
     }
 
-    /// Runs until it is dropped or the store closes.
+    /// Runs until it is dropped.
     pub(crate) async fn run(self) {
         loop {
             match self.follow().await {
-                Err(error) if error.code == 503 => return,
                 Err(error) => {
                     tracing::warn!(%error, "the controllers begin anew");
                     tokio::time::sleep(FAILURE_PAUSE).await;
@@ -200,7 +199,8 @@ impl Runner {
 fn ended(cancelled: &portolan_store::WatchCancelled) -> Result<(), ApiError> {
     match cancelled {
         portolan_store::WatchCancelled::Closed { .. } => Err(StoreError::Closed.into()),
-        portolan_store::WatchCancelled::TooSlow { .. } => Ok(()),
+        // What was missed is read anew.
+        _ => Ok(()),
     }
 }
 

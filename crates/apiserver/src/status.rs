@@ -185,6 +185,8 @@ impl From<StoreError> for ApiError {
             }
             StoreError::FutureRevision { requested, current } => Self::too_large_revision(requested, current),
             StoreError::TooLarge { .. } => Self::new(413, "RequestEntityTooLarge", error.to_string()),
+            StoreError::Unreachable { .. } => Self::new(503, "ServiceUnavailable", error.to_string()),
+            StoreError::OutcomeUnknown { .. } => Self::new(504, "Timeout", error.to_string()),
             StoreError::Closed => Self::new(503, "ServiceUnavailable", "the server is shutting down"),
             other => Self::internal(other.to_string()),
         }

@@ -15,7 +15,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A key-value store with etcd's semantics.
 ///
-/// - A request that has been answered is durable; one that failed had no effect.
+/// - A request that has been answered is durable; one that failed had no effect, unless the error is
+///   [`StoreError::OutcomeUnknown`], which says that nobody knows.
 /// - Reads see every transaction that was answered before they began.
 /// - A watch delivers each change of its range once, in order, all changes of a revision together.
 pub trait Store: Send + Sync {
@@ -25,7 +26,8 @@ pub trait Store: Send + Sync {
     /// Runs one branch of a transaction, in one revision.
     fn transaction(&self, transaction: Transaction) -> BoxFuture<'_, Result<TransactionResult, StoreError>>;
 
-    /// Grants a lease; `id` 0 lets the store choose.
+    /// Grants a lease; `id` 0 lets the store choose. A store may grant more time than was asked for:
+    /// etcd has whole seconds, and two at least.
     fn lease_grant(&self, id: LeaseId, time_to_live: Duration) -> BoxFuture<'_, Result<LeaseStatus, StoreError>>;
 
     /// Starts a lease's time anew.
@@ -37,10 +39,13 @@ pub trait Store: Send + Sync {
     /// How a lease stands.
     fn lease_time_to_live(&self, id: LeaseId) -> BoxFuture<'_, Result<LeaseStatus, StoreError>>;
 
-    /// Opens a watch. When it ends, [`Watcher`] says why and where to resume.
+    /// Opens a watch. When it ends, [`Watcher`] says why and where to resume. A driver whose connection
+    /// breaks resumes the watch itself. The compacted revision can be read, and a watch begins after it:
+    /// etcd forgets the removals that it made.
     fn watch(&self, request: WatchRequest) -> BoxFuture<'_, Result<Watcher, StoreError>>;
 
-    /// Forgets history before `revision`, which itself stays readable.
+    /// Forgets history before `revision`, which itself stays readable. The embedded store does so by
+    /// itself; with etcd somebody must ask, or configure etcd to.
     fn compact(&self, revision: Revision) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// The newest revision.

@@ -35,6 +35,9 @@ pub enum StoreError {
         /// The key, as far as it is text.
         key: String,
     },
+    /// A key is empty, which names nothing.
+    #[error("a key is empty: give it at least one byte")]
+    EmptyKey,
     /// A bound of [`limits`](crate::limits) would be exceeded.
     #[error("{what} is over the limit of {limit}: {actual}")]
     TooLarge {
@@ -69,6 +72,30 @@ pub enum StoreError {
     #[error("the store's medium failed: {reason}; check the disk's space and health")]
     Backend {
         /// What the medium said.
+        reason: String,
+    },
+    /// How to reach the store is not said in a way that can work.
+    #[error("the store's configuration cannot be used: {reason}")]
+    Configuration {
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// No member of etcd could be reached; nothing of the request took effect.
+    #[error("no member of etcd answers ({reason}): look whether etcd runs and can be reached; nothing was changed")]
+    Unreachable {
+        /// What each member said or did.
+        reason: String,
+    },
+    /// A change was sent, and the answer was lost: it took effect or it did not.
+    #[error("etcd's answer was lost, so the change may or may not have been made ({reason}): read before trying again")]
+    OutcomeUnknown {
+        /// What happened to the answer.
+        reason: String,
+    },
+    /// etcd does not let this user in, or not at these keys; nothing took effect.
+    #[error("etcd refuses ({reason}): look at the user, its password or certificate, and its role's keys")]
+    Denied {
+        /// What etcd said.
         reason: String,
     },
     /// The store was shut down.

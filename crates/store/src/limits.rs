@@ -44,3 +44,32 @@ pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Leases at a time.
 pub const LEASES_MAX: usize = 100_000;
+
+/// How long a request to etcd may take, with all its retries, unless the configuration says otherwise:
+/// etcd gives up a proposal after about seven seconds.
+pub const ETCD_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection to a member of etcd may take.
+pub const ETCD_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often a connection to etcd is asked whether it lives, and how long it may take to say so.
+pub const ETCD_KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// Tries of one request, over all members.
+pub const ETCD_RETRIES_MAX: usize = 64;
+
+/// The pause after all members failed, at first; it doubles each time.
+pub const ETCD_RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
+
+/// The longest such pause.
+pub const ETCD_RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// How often one request fetches a new token.
+pub const ETCD_TOKEN_RENEWALS_MAX: usize = 2;
+
+/// The largest answer that is taken from etcd: a range comes as one.
+pub const ETCD_RESPONSE_BYTES_MAX: usize = 1024 * 1024 * 1024;
+
+/// Messages that wait for a watcher that began in the past: what it has to catch up with comes faster
+/// than it may be read. As many as an embedded store's history has.
+pub const WATCH_REPLAY_MESSAGES: usize = HISTORY_REVISIONS_MAX as usize + WATCH_BUFFER_MESSAGES;

@@ -122,7 +122,7 @@ pub struct RangeResponse {
     pub more: bool,
     /// How many keys are in the range, whatever the limit.
     pub count: usize,
-    /// The store's newest revision when it was read.
+    /// The store's newest revision when it was read; within a transaction, the one before it.
     pub revision: Revision,
 }
 
@@ -335,6 +335,7 @@ pub struct LeaseStatus {
     pub granted: Duration,
     /// What is left of it.
     pub remaining: Duration,
-    /// The keys that end with it, in order.
+    /// The keys that end with it, in order. Only told when the lease's time to live is asked for: whoever
+    /// grants a lease or keeps it alive pays for no more than that.
     pub keys: Vec<Vec<u8>>,
 }

@@ -5,8 +5,7 @@
 //! memory; it learns the revision to resume from.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::mpsc;
 
@@ -34,12 +33,30 @@ pub enum WatchMessage {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WatchCancelled {
     /// The reader left its queue full.
-    #[error("the watch fell {WATCH_BUFFER_MESSAGES} messages behind and was cancelled: resume from revision {resume}")]
+    #[error(
+        "the watch fell {WATCH_BUFFER_MESSAGES} or more messages behind and was cancelled: resume from revision {resume}"
+    )]
     TooSlow {
         /// The first revision that was not delivered.
         resume: Revision,
     },
-    /// The store was shut down, or the connection to it lost.
+    /// What would come next was compacted while the connection to the store was lost.
+    #[error("revision {resume} was compacted before it was delivered, the oldest left is {compacted}: list again")]
+    Compacted {
+        /// The first revision that was not delivered.
+        resume: Revision,
+        /// The oldest revision that can still be read.
+        compacted: Revision,
+    },
+    /// Another store was put in the place of the one that was watched.
+    #[error("revision {resume} is in the future of the store, which is at {current}; was it replaced? list again")]
+    Replaced {
+        /// The first revision that was not delivered.
+        resume: Revision,
+        /// The store's newest revision.
+        current: Revision,
+    },
+    /// The store was shut down.
     #[error("the store was closed: resume from revision {resume}")]
     Closed {
         /// The first revision that was not delivered.
@@ -49,8 +66,8 @@ pub enum WatchCancelled {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// The revision that found the queue full; 0 while none did.
-    overrun: AtomicU64,
+    /// Why the driver ended the watch; not set while it did not.
+    end: OnceLock<WatchCancelled>,
 }
 
 /// The driver's end.
@@ -72,10 +89,16 @@ pub struct Watcher {
 
 /// Makes the two ends. `resume` is the first revision that the reader wants.
 pub fn watch_channel(backlog: VecDeque<WatchMessage>, resume: Revision) -> (WatchSender, Watcher) {
-    let (sender, receiver) = mpsc::channel(WATCH_BUFFER_MESSAGES);
+    let (sender, watcher) = watch_channel_of(WATCH_BUFFER_MESSAGES, resume);
+    (sender, Watcher { backlog, ..watcher })
+}
+
+/// Makes the two ends, with a queue of another length and no backlog.
+pub(crate) fn watch_channel_of(capacity: usize, resume: Revision) -> (WatchSender, Watcher) {
+    let (sender, queue) = mpsc::channel(capacity);
     let shared = Arc::new(Shared::default());
     let driver = WatchSender { queue: sender, shared: Arc::clone(&shared) };
-    (driver, Watcher { backlog, queue: receiver, shared, resume })
+    (driver, Watcher { backlog: VecDeque::new(), queue, shared, resume })
 }
 
 impl WatchSender {
@@ -84,7 +107,8 @@ impl WatchSender {
         match self.queue.try_send(WatchMessage::Events { revision, events }) {
             Ok(()) => true,
             Err(mpsc::error::TrySendError::Full(_)) => {
-                self.shared.overrun.store(revision, Ordering::Release);
+                // Everything queued before is delivered, so nothing lies between.
+                self.end(WatchCancelled::TooSlow { resume: revision });
                 false
             }
             Err(mpsc::error::TrySendError::Closed(_)) => false,
@@ -94,6 +118,16 @@ impl WatchSender {
     /// Delivers a progress mark if there is room; a mark that is lost is no harm.
     pub fn send_progress(&self, revision: Revision) {
         let _ = self.queue.try_send(WatchMessage::Progress { revision });
+    }
+
+    /// Says why the watch ends, for when the sender is dropped. The first reason counts.
+    pub(crate) fn end(&self, reason: WatchCancelled) {
+        let _ = self.shared.end.set(reason);
+    }
+
+    /// Waits until the reader is gone.
+    pub(crate) async fn closed(&self) {
+        self.queue.closed().await;
     }
 
     /// Whether the reader is gone.
@@ -125,10 +159,6 @@ impl Watcher {
     }
 
     fn ended(&self) -> WatchCancelled {
-        match self.shared.overrun.load(Ordering::Acquire) {
-            0 => WatchCancelled::Closed { resume: self.resume },
-            // Everything queued before the overrun was delivered, so nothing lies between.
-            revision => WatchCancelled::TooSlow { resume: revision },
-        }
+        self.shared.end.get().cloned().unwrap_or(WatchCancelled::Closed { resume: self.resume })
     }
 }

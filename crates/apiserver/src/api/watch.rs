@@ -116,6 +116,9 @@ impl Watching {
                 Err(WatchCancelled::TooSlow { .. }) => {
                     return Err(ApiError::expired("the watch fell too far behind; resume or list again"));
                 }
+                Err(error @ (WatchCancelled::Compacted { .. } | WatchCancelled::Replaced { .. })) => {
+                    return Err(ApiError::expired(format!("too old resource version: {error}")));
+                }
                 Err(WatchCancelled::Closed { .. }) => return Err(StoreError::Closed.into()),
             }
         }

@@ -152,7 +152,26 @@ pub(super) async fn a_key_changes_once_in_a_transaction(context: &Context<'_>) -
     let twice = Transaction { success: vec![put("1"), put("2")], ..Transaction::default() };
     let result = context.store.transaction(twice).await;
     promise!(matches!(result, Err(StoreError::DuplicateKey { .. })), "a key was written twice: {result:?}");
+    let remove = || Operation::Delete(context.all());
+    for success in [vec![put("1"), remove()], vec![remove(), put("1")]] {
+        let result = context.store.transaction(Transaction { success, ..Transaction::default() }).await;
+        promise!(
+            matches!(result, Err(StoreError::DuplicateKey { .. })),
+            "a key was written and removed in one transaction: {result:?}"
+        );
+    }
+    let twice = Transaction { success: vec![remove(), remove()], ..Transaction::default() };
+    context.store.transaction(twice).await?;
     promise!(context.get("a").await?.is_none(), "a refused transaction had an effect");
+    Ok(())
+}
+
+pub(super) async fn an_empty_key_is_refused(context: &Context<'_>) -> Outcome {
+    let when = Transaction::default().when(Compare::absent(""));
+    for transaction in [Transaction::put("", "1"), when] {
+        let result = context.store.transaction(transaction).await;
+        promise!(matches!(result, Err(StoreError::EmptyKey)), "an empty key gives {result:?}");
+    }
     Ok(())
 }
 

@@ -84,6 +84,7 @@ pub async fn run(harness: &dyn Harness) -> Result<(), Failure> {
         keys::a_transaction_has_one_revision,
         keys::a_transaction_sees_its_own_steps,
         keys::a_key_changes_once_in_a_transaction,
+        keys::an_empty_key_is_refused,
         keys::of_two_writers_one_wins,
         keys::compaction_hides_the_past_and_keeps_the_present,
         keys::the_future_cannot_be_read,

@@ -1,12 +1,12 @@
 //! Works out what a transaction does before anything is changed: pure, over the state and the
 //! transactions that are ahead of it in the same commit.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::state::{Change, State, select};
+use crate::check;
 use crate::error::StoreError;
-use crate::limits::{KEY_BYTES_MAX, TRANSACTION_OPERATIONS_MAX, VALUE_BYTES_MAX};
 use crate::types::{
     Event, EventKind, KeyRange, KeyValue, LeaseId, Operation, OperationResult, Revision, Transaction, TransactionResult,
 };
@@ -32,7 +32,7 @@ impl<'state> Plan<'state> {
 
     /// Plans one transaction on top of those before it. After an error nothing of it is pending.
     pub(super) fn transaction(&mut self, transaction: &Transaction) -> Result<Planned, StoreError> {
-        check_bounds(transaction)?;
+        check::transaction(transaction)?;
         let holds = |compare: &crate::types::Compare| compare.holds(self.current(&compare.key).map(Arc::as_ref));
         let succeeded = transaction.compares.iter().all(holds);
         let operations = if succeeded { &transaction.success } else { &transaction.failure };
@@ -87,7 +87,7 @@ impl Step<'_, '_> {
     fn run(&mut self, operation: &Operation) -> Result<OperationResult, StoreError> {
         match operation {
             Operation::Put { key, value, lease } => self.put(key, value, *lease),
-            Operation::Delete(range) => self.delete(range),
+            Operation::Delete(range) => Ok(self.delete(range)),
             Operation::Range(request) => {
                 let revision = self.plan.state.readable(request.revision)?;
                 if request.revision != 0 {
@@ -113,11 +113,11 @@ impl Step<'_, '_> {
             version: previous.as_ref().map_or(0, |previous| previous.version) + 1,
             lease,
         };
-        self.add(Event { kind: EventKind::Put, current: Arc::new(current), previous: previous.clone() })?;
+        self.add(Event { kind: EventKind::Put, current: Arc::new(current), previous: previous.clone() });
         Ok(OperationResult::Put { previous })
     }
 
-    fn delete(&mut self, range: &KeyRange) -> Result<OperationResult, StoreError> {
+    fn delete(&mut self, range: &KeyRange) -> OperationResult {
         let deleted: Vec<_> = self.range(range).into_values().collect();
         for previous in &deleted {
             let current = KeyValue {
@@ -129,18 +129,14 @@ impl Step<'_, '_> {
                 lease: 0,
             };
             let previous = Some(Arc::clone(previous));
-            self.add(Event { kind: EventKind::Delete, current: Arc::new(current), previous })?;
+            self.add(Event { kind: EventKind::Delete, current: Arc::new(current), previous });
         }
-        Ok(OperationResult::Delete { deleted })
+        OperationResult::Delete { deleted }
     }
 
-    fn add(&mut self, event: Event) -> Result<(), StoreError> {
-        let key = event.current.key.clone();
-        if self.events.contains_key(&key) {
-            return Err(StoreError::DuplicateKey { key: String::from_utf8_lossy(&key).into_owned() });
-        }
-        self.events.insert(key, event);
-        Ok(())
+    /// No key has two events: that was looked at first, and a key is removed once.
+    fn add(&mut self, event: Event) {
+        self.events.insert(event.current.key.clone(), event);
     }
 
     fn range(&self, range: &KeyRange) -> BTreeMap<Vec<u8>, Arc<KeyValue>> {
@@ -158,24 +154,4 @@ fn overlay(found: &mut BTreeMap<Vec<u8>, Arc<KeyValue>>, key: &[u8], value: Opti
         Some(value) => found.insert(key.to_vec(), Arc::clone(value)),
         None => found.remove(key),
     };
-}
-
-fn check_bounds(transaction: &Transaction) -> Result<(), StoreError> {
-    let bound = |what, limit, actual| {
-        if actual > limit { Err(StoreError::TooLarge { what, limit, actual }) } else { Ok(()) }
-    };
-    for branch in [&transaction.success, &transaction.failure] {
-        bound("the number of operations in a transaction", TRANSACTION_OPERATIONS_MAX, branch.len())?;
-        let mut keys = BTreeSet::new();
-        for operation in branch {
-            if let Operation::Put { key, value, .. } = operation {
-                bound("the length of a key", KEY_BYTES_MAX, key.len())?;
-                bound("the length of a value", VALUE_BYTES_MAX, value.len())?;
-                if !keys.insert(key) {
-                    return Err(StoreError::DuplicateKey { key: String::from_utf8_lossy(key).into_owned() });
-                }
-            }
-        }
-    }
-    Ok(())
 }

@@ -196,7 +196,7 @@ impl State {
         }
         let start = match request.start_revision {
             0 => self.revision + 1,
-            requested if requested < self.compacted => {
+            requested if requested <= self.compacted => {
                 return Err(StoreError::Compacted { requested, compacted: self.compacted });
             }
             // A start in the future is legal in etcd: the watch is silent until then.
