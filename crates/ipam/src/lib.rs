@@ -7,6 +7,7 @@
 //! The core is pure: it holds no file and reads no clock. Whoever uses it keeps the records that
 //! outlive a crash, and gives them back with [`PodAddresses::adopt`].
 
+pub mod flannel;
 pub mod limits;
 mod pod_addresses;
 
