@@ -142,6 +142,7 @@ impl ProxyOptions {
         options.read_servers(&mut document)?;
         options.ipvs = ipvs(&mut document)?;
         options.conntrack = conntrack(&mut document)?;
+        options.settings.tcp_be_liberal = options.conntrack.tcp_be_liberal;
         options.hostname_override = document.chosen("hostnameOverride", "a node's name", |name| Some(name.into()))?;
         options.kubeconfig = document.text("clientConnection.kubeconfig")?.map(PathBuf::from);
         options.read_rest(document)?;

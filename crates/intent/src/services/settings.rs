@@ -17,6 +17,9 @@ pub struct ProxySettings {
     pub external_ips: bool,
     /// `localhostNodePorts`: node ports answer at 127.0.0.1 too, in the iptables mode.
     pub localhost_node_ports: bool,
+    /// `conntrack.tcpBeLiberal`: the node's connection tracking takes no packet for invalid that lies outside of its
+    /// window, so that none need be dropped, which `iptables` does otherwise.
+    pub tcp_be_liberal: bool,
 }
 
 impl Default for ProxySettings {
@@ -27,6 +30,7 @@ impl Default for ProxySettings {
             node_port_addresses: NodePortAddresses::All,
             external_ips: false,
             localhost_node_ports: false,
+            tcp_be_liberal: false,
         }
     }
 }

@@ -167,7 +167,7 @@ pub(super) fn tables(family: Family, settings: &Settings) -> BTreeMap<TableName,
     for name in [SERVICES, EXTERNAL_SERVICES, NODE_PORTS, PROXY_FIREWALL, CANARY] {
         filter.chains.insert(name.into(), Chain::default());
     }
-    filter.chains.insert(FORWARD.into(), Chain::of(forward_rules()));
+    filter.chains.insert(FORWARD.into(), Chain::of(forward_rules(settings)));
     filter.chains.insert(FIREWALL.into(), Chain::of(firewall_rules(family, settings)));
     let mut nat = jumps(NAT_JUMPS);
     for name in [NODE_PORTS, CANARY] {
@@ -209,12 +209,15 @@ fn jumps(jumps: Jumps) -> Table {
     Table { chains: rules.into_iter().map(chain).collect() }
 }
 
-fn forward_rules() -> Vec<Rule> {
+fn forward_rules(settings: &Settings) -> Vec<Rule> {
     let state = |states| Match::State { states, inside: true };
-    vec![
-        // Packets that fit no connection would reach the client untranslated, and make it reset
-        // (kubernetes/kubernetes#74839).
-        Rule::builder().when(state(States::INVALID)).target(Target::Drop),
+    // Packets that fit no connection would reach the client untranslated, and make it reset
+    // (kubernetes/kubernetes#74839).
+    let mut rules = Vec::new();
+    if !settings.view.proxy.tcp_be_liberal {
+        rules.push(Rule::builder().when(state(States::INVALID)).target(Target::Drop));
+    }
+    rules.extend([
         Rule::builder()
             .comment("kubernetes forwarding rules")
             .when(Match::mark(MASQUERADE_MARK))
@@ -224,7 +227,8 @@ fn forward_rules() -> Vec<Rule> {
             .comment("kubernetes forwarding conntrack rule")
             .when(state(States::RELATED.and(States::ESTABLISHED)))
             .target(Target::Accept),
-    ]
+    ]);
+    rules
 }
 
 pub(super) fn postrouting_rules() -> Vec<Rule> {

@@ -79,6 +79,7 @@ fn any_settings() -> impl Strategy<Value = ProxySettings> {
             node_port_addresses,
             external_ips: external_ips.is_some(),
             localhost_node_ports: false,
+            tcp_be_liberal: false,
         },
     )
 }

@@ -165,13 +165,14 @@ fn pods_are_told_as_the_mode_says() {
 #[test]
 fn the_agents_own_file_is_right_where_both_speak() {
     let text = file("mode: ipvs\nhealthzBindAddress: 0.0.0.0:1\niptables: {masqueradeAll: true}\nbindAddress: '::'");
-    let own = json!({"healthzBindAddress": "[::1]:2", "conntrack": {"maxPerCore": 0}, "externalIPs": true});
+    let own = json!({"healthzBindAddress": "[::1]:2", "conntrack": {"maxPerCore": 0, "tcpBeLiberal": true}, "externalIPs": true});
     let options = load(&text, &own, Some(ServicesMode::Nftables)).unwrap();
     assert_eq!(options.mode, None, "`services` decides");
     assert_eq!(options.healthz_address, Some("[::1]:2".parse().unwrap()));
     assert_eq!(options.metrics_address, Some("[::1]:10249".parse().unwrap()));
     assert!(options.settings.external_ips && !options.settings.masquerade_all);
     assert_eq!(options.conntrack.max_per_core, None);
+    assert!(options.conntrack.tcp_be_liberal && options.settings.tcp_be_liberal);
     let error = load(&file("mode: ipvs"), &json!({"scheduler": "rr"}), None).unwrap_err();
     assert!(error.contains("agent.yaml: proxy.scheduler: it is no field"), "{error}");
 }

@@ -200,12 +200,14 @@ pub(super) fn any_view() -> impl Strategy<Value = NodeView> {
         NodePortAddresses::Primary,
         NodePortAddresses::Within(vec!["192.168.0.0/16".parse().unwrap(), "127.0.0.0/8".parse().unwrap()]),
     ]);
-    (detect, addresses, any::<bool>(), any::<bool>()).prop_map(|(detect, addresses, masquerade_all, localhost)| {
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    (detect, addresses, flags).prop_map(|(detect, addresses, (masquerade_all, localhost, liberal))| {
         let mut view = view();
         view.proxy.detect_local = detect;
         view.proxy.node_port_addresses = addresses;
         view.proxy.masquerade_all = masquerade_all;
         view.proxy.localhost_node_ports = localhost;
+        view.proxy.tcp_be_liberal = liberal;
         view
     })
 }

@@ -123,6 +123,15 @@ fn a_service_reads_as_the_fields_documentation_says() {
 }
 
 #[test]
+fn what_is_never_invalid_is_not_dropped_as_such() {
+    let mut view = view();
+    view.proxy.tcp_be_liberal = true;
+    let text = render(&compile(&intent_of(&[], &view), &BTreeSet::new(), &node_addresses(), &view));
+    assert!(!text.contains("INVALID"), "{text}");
+    assert_eq!(rules(&text, "KUBE-FORWARD ").len(), 2);
+}
+
+#[test]
 fn what_is_not_served_is_refused_or_lost() {
     let refused = |plan: Plan| {
         let text = render(&compile(&intent_of(&[plan], &view()), &BTreeSet::new(), &node_addresses(), &view()));
