@@ -37,5 +37,9 @@ pub const STORE_BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// The longest that one request to the store may take before it counts as failed.
 pub const STORE_REQUEST_MAX: Duration = Duration::from_secs(10);
 
-/// Messages about leases that wait for the reader; more wait in the store's watch.
+/// Messages about leases that wait for the reader, for whoever makes the channel; more wait in the
+/// store's watch.
 pub const LEASE_EVENTS_MAX: usize = 64;
+
+/// The longest that a node goes without looking at the clock: time may have passed that no timer saw.
+pub const LEASE_CHECK_MAX: Duration = Duration::from_secs(30);

@@ -76,6 +76,9 @@ pub struct Table {
     lengths: BTreeMap<(Family, u8), usize>,
     /// Usable leases that do not count, with the one that does; itself for one's own.
     shadowed: BTreeMap<Arc<str>, Shadow>,
+    /// Keys that are no usable leases.
+    unusable: BTreeSet<Arc<str>>,
+    problems_version: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,6 +113,8 @@ impl Table {
             index: BTreeMap::new(),
             lengths: BTreeMap::new(),
             shadowed: BTreeMap::new(),
+            unusable: BTreeSet::new(),
+            problems_version: 0,
         }
     }
 
@@ -121,6 +126,7 @@ impl Table {
         let before = self.visible();
         self.own = own;
         self.shadowed = self.find_shadowed();
+        self.problems_version += 1;
         difference(&before, &self.visible())
     }
 
@@ -134,6 +140,8 @@ impl Table {
         self.entries.clear();
         self.index.clear();
         self.lengths.clear();
+        self.unusable.clear();
+        self.problems_version += 1;
         self.revision = revision;
         for item in items {
             if let Some(record) = self.layout.record(item) {
@@ -173,8 +181,19 @@ impl Table {
                 before.entry(name).or_insert(lease);
             }
             self.shadowed = shadowed;
+            self.problems_version += 1;
         }
         before.iter().filter_map(|(name, before)| change(before.as_ref(), self.visible_lease(name).as_ref())).collect()
+    }
+
+    /// Says that nothing has changed up to this revision.
+    pub fn mark(&mut self, revision: Revision) {
+        self.revision = self.revision.max(revision);
+    }
+
+    /// A number that is another whenever the problems are.
+    pub fn problems_version(&self) -> u64 {
+        self.problems_version
     }
 
     /// The revision up to which the table is complete.
@@ -190,7 +209,9 @@ impl Table {
 
     /// The keys that are no leases, in order, and why.
     pub fn problems(&self) -> Vec<LeaseProblem> {
-        let rows = self.entries.iter().filter_map(|(name, entry)| {
+        let names: BTreeSet<&Arc<str>> = self.unusable.iter().chain(self.shadowed.keys()).collect();
+        let rows = names.into_iter().filter_map(|name| {
+            let entry = self.entries.get(name)?;
             let (text, hint) = match (entry, self.shadowed.get(name)) {
                 (Entry::Unusable { text, hint }, _) => (text.clone(), *hint),
                 (Entry::Usable { lease, .. }, Some(Shadow::Own)) => {
@@ -227,13 +248,20 @@ impl Table {
                 }
                 Entry::Usable { lease: Arc::new(lease), created }
             }
-            Err((text, hint)) => Entry::Unusable { text, hint },
+            Err((text, hint)) => {
+                self.problems_version += 1;
+                self.unusable.insert(Arc::clone(&name));
+                Entry::Unusable { text, hint }
+            }
         };
         self.entries.insert(name, entry);
     }
 
     fn remove(&mut self, name: &Arc<str>) {
         self.shadowed.remove(name);
+        if self.unusable.remove(name) {
+            self.problems_version += 1;
+        }
         let Some(Entry::Usable { lease, .. }) = self.entries.remove(name) else { return };
         for prefix in lease.subnet.prefixes() {
             let (family, start, length) = place(prefix);

@@ -5,6 +5,10 @@
 
 mod acquire;
 mod codecs;
+#[path = "../../../store/tests/common/mod.rs"]
+#[expect(dead_code, reason = "the store's own tests need more of it")]
+mod etcd;
+mod manager;
 mod model;
 mod simulation;
 mod table;
