@@ -2,6 +2,7 @@
 //!
 //! - [`Kernel`]: one handle on all that we program. [`netlink`], [`nftables`], [`iptables`], [`ipvs`] and
 //!   [`ipset`] are the twins of the rooms of those names.
+//! - [`udp`]: the forwarder of the `udp` fabric.
 //! - [`monitor`]: hears of changes that others make.
 //! - [`capture`]: sees packets.
 //! - [`conntrack`]: the connections that the kernel tracks.
@@ -31,6 +32,7 @@ pub mod ping;
 pub mod process;
 pub mod rawnetlink;
 pub mod sysctl;
+pub mod udp;
 
 pub use error::{KernelError, Refusal};
 pub use fake::FakeKernel;

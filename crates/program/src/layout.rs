@@ -42,6 +42,9 @@ pub const POD_LINK_PREFIX: &str = "veth";
 /// as ours after a restart.
 pub const LINK_ALIAS_PREFIX: &str = "portolan:";
 
+/// The TUN device of the `udp` fabric: what Flannel's `flannel%d` is on a node with one network.
+pub const UDP_DEVICE: &str = "flannel0";
+
 /// The chains of kube-proxy's names that we make: the tables that hold each, and its name. They are ours on a
 /// node where we serve, also those that a kube-proxy left there.
 pub const IPTABLES_CHAINS: [(&[&str], &str); 15] = [

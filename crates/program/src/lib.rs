@@ -5,6 +5,7 @@
 //! - [`iptables`]: kube-proxy's iptables chains.
 //! - [`ipset`]: sets of addresses and ports.
 //! - [`ipvs`]: virtual servers, and the addresses of the dummy link.
+//! - [`udp`]: the forwarder of the `udp` fabric.
 //! - [`ipvs_mode`]: what the three rooms of the `ipvs` mode do to a packet together.
 //! - [`layout`]: what the rooms share, and the contract with other software on the node.
 //! - [`sample`]: frontends for tests.
@@ -22,3 +23,4 @@ pub mod netlink;
 pub mod nftables;
 mod pairs;
 pub mod sample;
+pub mod udp;

@@ -75,6 +75,7 @@ pub(super) fn built(first: bool) -> anyhow::Result<Built> {
             .args(["build", "--release", "--package", "portolan", "--bin", "portolan"])
             .args(["--package", "portolan-agent", "--example", "scale"])
             .args(["--package", "portolan-dns", "--example", "flood"])
+            .args(["--package", "portolan-kernel", "--example", "udp_forwarder"])
             .current_dir(&root)
             .status()?;
         ensure!(status.success(), "cargo build --release failed");

@@ -5,6 +5,7 @@
 //!   lab       a whole cluster, up and answering
 //!   cni       CNI ADD, side by side with Debian's `bridge` and `host-local`
 //!   services  many Services in each mode, side by side with a real kube-proxy: sync, changes, connections
+//!   fabric    from node to node: veth, VXLAN, our `udp`, and a forwarder of one packet a call
 //!   api       Services created in the embedded API server
 //!   dns       queries per second
 //!   trace     one predicted trace
@@ -20,6 +21,7 @@
 mod agent;
 mod api;
 mod cni;
+mod fabric;
 mod feed;
 mod lab;
 mod machine;
@@ -34,16 +36,17 @@ use machine::Machine;
 use report::{Report, Row};
 
 const USAGE: &str = "usage: cargo xtask bench [--json] [--no-build] [--services=N,…] [--modes=MODE,…] [--no-peer] \
-                     [lab | cni | services | api | dns | trace]…, or cargo xtask bench --plot FILE";
+                     [lab | cni | services | fabric | api | dns | trace]…, or cargo xtask bench --plot FILE";
 
 /// One benchmark.
 type Bench = fn(&machine::Built, &services::Choice) -> anyhow::Result<Vec<Row>>;
 
 /// All of them, in the order in which they run.
-const BENCHES: [(&str, Bench); 6] = [
+const BENCHES: [(&str, Bench); 7] = [
     ("lab", |built, _| lab::run(built)),
     ("cni", |built, _| cni::run(built)),
     ("services", services::run),
+    ("fabric", |built, _| fabric::run(built)),
     ("api", |built, _| api::run(built)),
     ("dns", |built, _| other::dns(built)),
     ("trace", |built, _| other::trace(built)),

@@ -16,6 +16,8 @@ pub(super) enum Goal {
     Above(f64),
     /// At most this part of the peer's figure.
     OfPeer(f64),
+    /// At least this part of the peer's figure.
+    AtLeastOfPeer(f64),
 }
 
 /// One figure.
@@ -66,6 +68,7 @@ impl Row {
             Goal::Below(bound) => self.ours < bound,
             Goal::Above(bound) => self.ours > bound,
             Goal::OfPeer(part) => self.ratio()? <= part,
+            Goal::AtLeastOfPeer(part) => self.ratio()? >= part,
         })
     }
 
@@ -75,6 +78,7 @@ impl Row {
             Some(Goal::Below(bound)) => format!("< {}", figure(bound)),
             Some(Goal::Above(bound)) => format!("> {}", figure(bound)),
             Some(Goal::OfPeer(part)) => format!("ratio ≤ {part}"),
+            Some(Goal::AtLeastOfPeer(part)) => format!("ratio ≥ {part}"),
         }
     }
 
