@@ -3,17 +3,55 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use ipnet::IpNet;
+use portolan_store::{EtcdConfig, StoreError};
 
 use crate::admission::{NodePrefixLengths, overlaps};
 use crate::error::Error;
 
+/// What the keys of a cluster begin with in an etcd, when the configuration names no prefix: others keep
+/// theirs there too, and kube-apiserver's begin with `/registry`.
+pub const ETCD_PREFIX: &str = "/portolan";
+
+/// Where the objects are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum StoreLocation {
+    /// In a file of the data directory, for this server alone.
+    #[default]
+    Embedded,
+    /// In an etcd, which several servers may share.
+    Etcd(EtcdConfig),
+}
+
+impl FromStr for StoreLocation {
+    type Err = StoreError;
+
+    /// Reads `embedded` or `etcd=URL[,URL…]`.
+    fn from_str(text: &str) -> Result<Self, StoreError> {
+        if text == "embedded" {
+            return Ok(Self::Embedded);
+        }
+        if !text.starts_with("etcd=") {
+            let reason = format!("{text:?} is no store: use embedded or etcd=URL");
+            return Err(StoreError::Configuration { reason });
+        }
+        let mut config: EtcdConfig = text.parse()?;
+        if config.prefix.is_empty() {
+            ETCD_PREFIX.clone_into(&mut config.prefix);
+        }
+        Ok(Self::Etcd(config))
+    }
+}
+
 /// How to run the server.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where the store, the certificates and the kubeconfig live. Made when missing.
+    /// Where the embedded store, the certificates and the kubeconfig live. Made when missing.
     pub data_directory: PathBuf,
+    /// Where the objects are kept.
+    pub store: StoreLocation,
     /// The Unix socket, for this machine's own programs; only its owner may connect.
     pub unix_socket: PathBuf,
     /// The loopback address that TLS listens on.
@@ -30,7 +68,7 @@ pub struct Config {
     pub cluster_prefixes: Vec<IpNet>,
     /// How long the nodes' parts are.
     pub node_prefix_lengths: NodePrefixLengths,
-    /// How many writes back a watch can resume.
+    /// How many writes back a watch can resume, in an embedded store.
     pub history_revisions: u64,
 }
 
@@ -41,6 +79,7 @@ impl Config {
         Self {
             unix_socket: data_directory.join("api.sock"),
             data_directory,
+            store: StoreLocation::default(),
             loopback_address: IpAddr::from([127, 0, 0, 1]),
             loopback_port: 0,
             token: None,
@@ -95,6 +134,18 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_store_is_embedded_or_an_etcd_with_a_prefix() {
+        assert_eq!("embedded".parse::<StoreLocation>().unwrap(), StoreLocation::Embedded);
+        let prefix = |text: &str| match text.parse::<StoreLocation>().unwrap() {
+            StoreLocation::Etcd(config) => config.prefix,
+            StoreLocation::Embedded => panic!("{text} is embedded"),
+        };
+        assert_eq!(prefix("etcd=http://127.0.0.1:2379"), "/portolan");
+        assert_eq!(prefix("etcd=http://127.0.0.1:2379/mine"), "/mine");
+        assert!("http://127.0.0.1".parse::<StoreLocation>().unwrap_err().to_string().contains("use embedded or etcd"));
+    }
 
     #[test]
     fn ranges_that_do_not_fit_together_are_named() {

@@ -12,6 +12,8 @@
 //!                         └── runner ◀── controllers
 //! ```
 //!
+//! Several servers may share one etcd: each serves everything, and one at a time runs the controllers.
+//!
 //! `admission`, `controllers`, `patch`, `selector` and `table` are pure.
 
 pub mod admission;
@@ -23,6 +25,7 @@ pub mod table;
 
 mod api;
 mod config;
+mod election;
 mod error;
 mod fields;
 mod listen;
@@ -33,7 +36,7 @@ mod server;
 mod status;
 mod tls;
 
-pub use config::Config;
+pub use config::{Config, ETCD_PREFIX, StoreLocation};
 pub use error::Error;
 pub use resources::{BuiltInKind, built_in_kinds};
-pub use server::{Server, start};
+pub use server::{Server, clear, start};

@@ -41,3 +41,19 @@ pub const CONTROLLER_RESYNC: Duration = Duration::from_secs(30);
 
 /// Rounds of the controllers that follow each other at once, before others get a turn.
 pub const CONTROLLER_ROUNDS_MAX: usize = 64;
+
+/// How long the controllers of a server that died are missed, where several servers share a store.
+pub const LEADER_LEASE: Duration = Duration::from_secs(10);
+
+/// How much earlier than its lease ends a leader stops that could not prolong it: clocks differ, and so
+/// does when the two hear of time.
+pub const LEADER_MARGIN: Duration = Duration::from_secs(2);
+
+/// How long a server that stops tries to say so to the others.
+pub const RESIGN_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// How long giving out addresses waits for what others gave out to arrive, before it reads all anew.
+pub const ALLOCATION_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// How old history in an etcd may get: kube-apiserver's `--etcd-compaction-interval`.
+pub const COMPACTION_INTERVAL: Duration = Duration::from_mins(5);

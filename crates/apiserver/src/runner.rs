@@ -15,6 +15,7 @@ use portolan_store::{EventKind, KeyRange, RangeRequest, StoreError, WatchMessage
 use serde_json::Value;
 
 use crate::api::{Api, DeleteOptions, Deleted, Part, WriteOptions, now_seconds};
+use crate::config::StoreLocation;
 use crate::controllers::{Action, Controllers, ControllersConfig, Mirror};
 use crate::fields::{name, namespace, set, text};
 use crate::limits::{CONTROLLER_COALESCE, CONTROLLER_COALESCE_MAX, CONTROLLER_RESYNC, CONTROLLER_ROUNDS_MAX};
@@ -27,6 +28,8 @@ const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct Runner {
     api: Arc<Api>,
     controllers: Controllers,
+    /// Whether other servers define kinds in the store.
+    is_shared: bool,
 }
 
 /// The mirror with the watch that keeps it.
@@ -42,18 +45,16 @@ impl Runner {
             node_prefix_lengths: api.config.node_prefix_lengths,
             ..ControllersConfig::default()
         };
-        Self { api, controllers: Controllers::new(config) }
+        let is_shared = api.config.store != StoreLocation::Embedded;
+        Self { api, controllers: Controllers::new(config), is_shared }
     }
 
     /// Runs until it is dropped.
     pub(crate) async fn run(self) {
         loop {
-            match self.follow().await {
-                Err(error) => {
-                    tracing::warn!(%error, "the controllers begin anew");
-                    tokio::time::sleep(FAILURE_PAUSE).await;
-                }
-                Ok(()) => {}
+            if let Err(error) = self.follow().await {
+                tracing::warn!(%error, "the controllers begin anew");
+                tokio::time::sleep(FAILURE_PAUSE).await;
             }
         }
     }
@@ -73,6 +74,11 @@ impl Runner {
             let message = tokio::time::timeout(CONTROLLER_RESYNC, followed.watcher.next()).await;
             match message {
                 Err(_) => followed.mirror.mark_all_dirty(),
+                // The mirror is of the kinds that were known when it was read.
+                Ok(Ok(message)) if self.is_shared && defines_a_kind(&message) => {
+                    self.api.load_definitions().await?;
+                    return Ok(());
+                }
                 Ok(Ok(message)) => {
                     self.take(&mut followed.mirror, message)?;
                     // The longer a pass takes, the more changes share one: half the time is for others.
@@ -104,6 +110,7 @@ impl Runner {
         use futures::FutureExt;
         match followed.watcher.next().now_or_never() {
             None => Ok(false),
+            Some(Ok(message)) if self.is_shared && defines_a_kind(&message) => Err(ApiError::expired("kinds changed")),
             Some(Ok(message)) => self.take(&mut followed.mirror, message).map(|()| true),
             Some(Err(cancelled)) => ended(&cancelled).map(|()| false),
         }
@@ -202,6 +209,12 @@ fn ended(cancelled: &portolan_store::WatchCancelled) -> Result<(), ApiError> {
         // What was missed is read anew.
         _ => Ok(()),
     }
+}
+
+/// Whether a message is about a definition of a kind.
+fn defines_a_kind(message: &WatchMessage) -> bool {
+    const DEFINITIONS: &[u8] = b"/registry/apiextensions.k8s.io/customresourcedefinitions/";
+    matches!(message, WatchMessage::Events { events, .. } if events.iter().any(|event| event.current.key.starts_with(DEFINITIONS)))
 }
 
 /// The kind of the object at a key: `/registry/GROUP/PLURAL/…`.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use clap::{Args, Subcommand, ValueEnum};
+use portolan_apiserver::StoreLocation;
 use portolan_lab::echo::Identity;
 use portolan_lab::inside::{self, Entry};
 use portolan_lab::pause::{Network, Sandbox};
@@ -95,9 +96,10 @@ struct UpArguments {
     /// A file that describes nodes, clients and segments, instead of --nodes
     #[arg(long, value_name = "FILE", conflicts_with = "nodes")]
     topology: Option<PathBuf>,
-    /// Where the API server keeps its objects
-    #[arg(long, default_value = "embedded", value_parser = store)]
-    store: StoreArgument,
+    /// Where the API server keeps its objects: embedded, or etcd=URL[,URL…], as `portolan apiserver` takes it.
+    /// A lab's objects go with it
+    #[arg(long, value_name = "embedded|etcd=URL", default_value = "embedded", value_parser = store)]
+    store: String,
     /// A Unix socket that serves the Kubernetes API (`kubectl proxy --unix-socket`), instead of the
     /// lab's own API server
     #[arg(long, value_name = "PATH")]
@@ -110,23 +112,9 @@ struct UpArguments {
     keep: bool,
 }
 
-/// Where the API server keeps its objects. There is one place today.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum StoreArgument {
-    /// In this process.
-    Embedded,
-}
-
-fn store(text: &str) -> Result<StoreArgument, String> {
-    if text == "embedded" {
-        return Ok(StoreArgument::Embedded);
-    }
-    if text.starts_with("etcd=") {
-        return Err("this version keeps objects only in its embedded store: leave --store out; \
-                    for a cluster that has an etcd, use its API server with --api-socket"
-            .to_owned());
-    }
-    Err("use embedded".to_owned())
+/// Whether a text says where to keep objects. The lab's description holds it as it is.
+fn store(text: &str) -> Result<String, String> {
+    text.parse::<StoreLocation>().map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 #[derive(Debug, Args)]
@@ -320,13 +308,19 @@ fn options(name: &str, modes: &ModeArguments) -> UpOptions {
 }
 
 fn up(arguments: UpArguments) -> Result<ExitCode, Failure> {
-    let StoreArgument::Embedded = arguments.store;
+    let store = Some(arguments.store).filter(|store| store != "embedded");
+    if store.is_some() && arguments.api_socket.is_some() {
+        return Err(Failure::Usage(anyhow!(
+            "--store is about the lab's own API server, and --api-socket names another"
+        )));
+    }
     let name = arguments.name.name;
     let begun = Instant::now();
     let options = UpOptions {
         manifests: arguments.files,
         topology: arguments.topology,
         api_socket: arguments.api_socket,
+        store,
         wait: arguments.wait,
         keep: arguments.keep,
         ..options(&name, &arguments.modes)

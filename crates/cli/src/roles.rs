@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use portolan_agent::node::RunError;
+use portolan_apiserver::StoreLocation;
 use portolan_net::IpNet;
 use tracing_subscriber::EnvFilter;
 
@@ -84,9 +85,12 @@ pub(crate) fn clean(config: &Path) -> Result<ExitCode, Failure> {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ApiserverArguments {
-    /// Where objects, certificates and the token are kept
+    /// Where certificates and the token are kept, and objects if the store is embedded
     #[arg(long, value_name = "DIRECTORY", default_value = "/var/lib/portolan/apiserver")]
     data_directory: PathBuf,
+    /// Where objects are kept: embedded, or etcd=URL[,URL…][/PREFIX][?ca=…&certificate=…&key=…&user=…&password-file=…]
+    #[arg(long, value_name = "embedded|etcd=URL", default_value = "embedded")]
+    store: StoreLocation,
     /// The Unix socket for agents on this machine
     #[arg(long, value_name = "PATH", default_value = "/run/portolan/api.sock")]
     socket: PathBuf,
@@ -105,6 +109,7 @@ pub(crate) struct ApiserverArguments {
 pub(crate) fn apiserver(arguments: ApiserverArguments) -> Result<ExitCode, Failure> {
     start_logging();
     let mut config = portolan_apiserver::Config::new(arguments.data_directory);
+    config.store = arguments.store;
     config.unix_socket = arguments.socket;
     (config.loopback_address, config.loopback_port) = (arguments.listen.ip(), arguments.listen.port());
     config.cluster_prefixes = arguments.cluster_prefixes;

@@ -4,7 +4,7 @@
 use anyhow::Context as _;
 use nix::mount::{MsFlags, mount};
 use portolan_apiserver::admission::NodePrefixLengths;
-use portolan_apiserver::{Config, Server};
+use portolan_apiserver::{Config, Server, StoreLocation};
 use portolan_net::Family;
 
 use crate::Layout;
@@ -60,8 +60,12 @@ async fn launch(layout: &Layout, description: &Description) -> anyhow::Result<Se
         let both = description.cluster_prefixes.iter().zip(&description.node_prefix_lengths);
         both.filter(|(prefix, _)| Family::of_prefix(prefix) == family).map(|(_, length)| *length).next()
     };
+    let store = description.store_location()?;
+    // A lab of this name that was not taken down may have left its objects.
+    portolan_apiserver::clear(&store).await?;
     let usual = NodePrefixLengths::default();
     let config = Config {
+        store,
         unix_socket: layout.api_socket(),
         service_prefixes: description.service_prefixes.clone(),
         cluster_prefixes: description.cluster_prefixes.clone(),
@@ -75,4 +79,14 @@ async fn launch(layout: &Layout, description: &Description) -> anyhow::Result<Se
     let server = portolan_apiserver::start(config).await?;
     std::fs::copy(server.kubeconfig(), layout.kubeconfig()).context("copying the kubeconfig")?;
     Ok(server)
+}
+
+/// Removes the objects of a lab that is down from the etcd that held them.
+pub(crate) fn clear(description: &Description) -> anyhow::Result<()> {
+    let store = description.store_location()?;
+    if store == StoreLocation::Embedded {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting a runtime")?;
+    runtime.block_on(portolan_apiserver::clear(&store)).context("removing the lab's objects from etcd")
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use ipnet::IpNet;
+use portolan_apiserver::StoreLocation;
 use portolan_net::Family;
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +67,9 @@ pub struct Description {
     pub node_prefix_lengths: Vec<u8>,
     /// An API server that is there already; the lab's own one if none.
     pub api_socket: Option<PathBuf>,
+    /// The etcd that the lab's own API server uses, as `etcd=URL`; memory if none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
 }
 
 impl Description {
@@ -106,6 +110,7 @@ impl Description {
                 })
                 .collect(),
             api_socket: None,
+            store: None,
         })
     }
 
@@ -151,6 +156,16 @@ impl Description {
     /// The socket on which the API is served.
     pub fn api(&self, layout: &Layout) -> PathBuf {
         self.api_socket.clone().unwrap_or_else(|| layout.api_socket())
+    }
+
+    /// Where the lab's own API server keeps its objects. In an etcd it is a place that is this lab's alone.
+    pub(crate) fn store_location(&self) -> anyhow::Result<StoreLocation> {
+        let Some(store) = &self.store else { return Ok(StoreLocation::Embedded) };
+        let mut location: StoreLocation = store.parse()?;
+        if let StoreLocation::Etcd(config) = &mut location {
+            config.prefix = format!("{}/lab/{}", config.prefix, self.name);
+        }
+        Ok(location)
     }
 
     /// Writes the file.
@@ -209,6 +224,20 @@ mod tests {
             Description::new("x", "p".into(), Topology::standard(3), "vxlan", "nftables", IpFamilies::Dual).unwrap();
         let addresses: Vec<String> = lab.dns_addresses().iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["10.96.0.10", "fd00:96::a"]);
+    }
+
+    #[test]
+    fn a_lab_in_an_etcd_has_a_place_of_its_own() {
+        let mut lab =
+            Description::new("x", "p".into(), Topology::standard(1), "vxlan", "nftables", IpFamilies::Ipv4).unwrap();
+        assert_eq!(lab.store_location().unwrap(), StoreLocation::Embedded);
+        for (store, prefix) in [("etcd=http://h", "/portolan/lab/x"), ("etcd=http://h/mine", "/mine/lab/x")] {
+            lab.store = Some(store.to_owned());
+            let StoreLocation::Etcd(config) = lab.store_location().unwrap() else { panic!("{store} is embedded") };
+            assert_eq!(config.prefix, prefix);
+        }
+        lab.store = Some("etcd=h".to_owned());
+        assert!(lab.store_location().is_err());
     }
 
     #[test]

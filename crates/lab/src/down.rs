@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Pid;
 
-use crate::description::{no_such_lab, unreadable};
+use crate::description::{Description, no_such_lab, unreadable};
 use crate::limits::STOP_TIME_MAX;
 use crate::topology::namespace;
 use crate::{DIRECTORY_VARIABLE, LabError, Layout, Result};
@@ -39,8 +39,12 @@ pub fn down(name: &str) -> Result<()> {
             )
         });
     }
+    // One that is garbled is no reason to keep the rest.
+    let description = Description::load(&layout).ok();
     stop_supervisor(&layout)?;
-    remove(&layout)
+    remove(&layout)?;
+    // Last, as etcd may be gone: the next lab of this name clears its place, too.
+    Ok(description.as_ref().map_or(Ok(()), crate::control_plane::clear)?)
 }
 
 /// Asks the supervisor to stop, waits until it did, and kills it if it does not.

@@ -37,6 +37,8 @@ pub struct UpOptions {
     pub ip_families: IpFamilies,
     /// The socket of an API server that is there already.
     pub api_socket: Option<PathBuf>,
+    /// The etcd that the lab's API server keeps its objects in, as `etcd=URL`; memory if none.
+    pub store: Option<String>,
     /// Whether to wait until everything answers.
     pub wait: bool,
     /// Whether to leave a lab that did not come up, to look at it.
@@ -55,6 +57,7 @@ impl UpOptions {
             services: "nftables".to_owned(),
             ip_families: IpFamilies::Ipv4,
             api_socket: None,
+            store: None,
             wait: false,
             keep: false,
         }
@@ -171,6 +174,9 @@ fn describe(options: &UpOptions) -> Result<Description> {
     let mut description =
         Description::new(&options.name, program, topology, &options.fabric, &options.services, options.ip_families)?;
     description.api_socket.clone_from(&options.api_socket);
+    description.store.clone_from(&options.store);
+    // What cannot be meant is said before anything is made.
+    description.store_location().map_err(|error| LabError::usage(format!("{error:#}"), "change --store"))?;
     description.check().map_err(|what| LabError::usage(what, "change --ip-family or --topology"))?;
     Ok(description)
 }

@@ -189,6 +189,18 @@ impl<'a> Taken<'a> {
     }
 }
 
+/// Whether a Service or a Node holds an address, a port or a prefix that it did not hold before.
+pub(crate) fn takes_more(old: Option<&Value>, new: &Value) -> bool {
+    let addresses = |object: &Value| service_addresses(object).into_iter().collect::<BTreeSet<_>>();
+    let ports = |object: &Value| service_ports(object).into_iter().collect::<BTreeSet<_>>();
+    let prefixes = |object: &Value| pod_prefixes(object).into_iter().collect::<BTreeSet<_>>();
+    let nothing = Value::Null;
+    let old = old.unwrap_or(&nothing);
+    !addresses(new).is_subset(&addresses(old))
+        || !ports(new).is_subset(&ports(old))
+        || !prefixes(new).is_subset(&prefixes(old))
+}
+
 /// The protocol of a port; TCP unless it says otherwise.
 pub(super) fn protocol(port: &Value) -> &str {
     at(port, "protocol").as_str().unwrap_or("TCP")

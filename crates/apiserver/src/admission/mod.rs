@@ -30,8 +30,8 @@ use serde_json::Value;
 
 use crate::fields::{at, items, name, text};
 
-pub(crate) use allocate::overlaps;
 pub use allocate::{Holders, node_prefixes};
+pub(crate) use allocate::{overlaps, takes_more};
 pub use names::{is_dns_label, is_dns_subdomain, is_label_key, is_label_value};
 
 /// Objects of one kind by namespace (empty for cluster-scoped ones) and name.

@@ -17,9 +17,9 @@ mod watch;
 mod write;
 
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use portolan_store::{KeyRange, KeyValue, RangeRequest, Store};
+use portolan_store::{KeyRange, KeyValue, RangeRequest, Store, WatchRequest};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
@@ -35,6 +35,9 @@ pub(crate) use self::patch::{PatchKind, ScaleRequest};
 pub(crate) use self::read::{List, ListRequest};
 pub(crate) use self::watch::{WatchEvent, WatchStart, Watching};
 pub(crate) use self::write::{Part, WriteOptions, is_over};
+
+/// How long to wait after the definitions of kinds could not be read.
+const DEFINITIONS_PAUSE: Duration = Duration::from_secs(1);
 
 /// The objects of a cluster.
 pub(crate) struct Api {
@@ -121,17 +124,36 @@ impl Api {
         Arc::clone(&self.resources.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads the CustomResourceDefinitions anew.
-    async fn load_definitions(&self) -> Result<(), ApiError> {
+    /// Follows the definitions that other servers on the store write. Runs until it is dropped.
+    pub(crate) async fn follow_definitions(&self) {
+        loop {
+            if let Err(error) = self.follow_definitions_once().await {
+                tracing::warn!(%error, "definitions of kinds cannot be followed; it is tried again");
+                tokio::time::sleep(DEFINITIONS_PAUSE).await;
+            }
+        }
+    }
+
+    async fn follow_definitions_once(&self) -> Result<(), ApiError> {
+        let prefix = definitions(&Resources::new([]))?.prefix();
+        let revision = self.load_definitions().await?;
+        let mut watcher = self.store.watch(WatchRequest::new(KeyRange::prefix(prefix), revision + 1)).await?;
+        while watcher.next().await.is_ok() {
+            self.load_definitions().await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the CustomResourceDefinitions anew; the answer is the revision that was read.
+    pub(crate) async fn load_definitions(&self) -> Result<u64, ApiError> {
         let built_in = Resources::new([]);
-        let definition = built_in.find("apiextensions.k8s.io", "v1", "customresourcedefinitions");
-        let definition = definition.ok_or_else(|| ApiError::internal("definitions are not served"))?;
+        let definition = definitions(&built_in)?;
         let read = self.store.range(RangeRequest::new(KeyRange::prefix(definition.prefix()))).await?;
         let definitions =
             read.items.iter().map(|item| decode(definition, "v1", item)).collect::<Result<Vec<_>, _>>()?;
         let resources = Arc::new(Resources::new(&definitions));
         *self.resources.write().unwrap_or_else(PoisonError::into_inner) = resources;
-        Ok(())
+        Ok(read.revision)
     }
 
     /// Makes the objects that every cluster has.
@@ -162,6 +184,12 @@ impl Api {
         };
         Ok(Place::of(resources.of_object(object).ok_or_else(unknown)?, object))
     }
+}
+
+/// The kind of the definitions of kinds.
+fn definitions(resources: &Resources) -> Result<&Arc<Resource>, ApiError> {
+    let definition = resources.find("apiextensions.k8s.io", "v1", "customresourcedefinitions");
+    definition.ok_or_else(|| ApiError::internal("definitions are not served"))
 }
 
 /// A stored version as JSON, with what is not stored.

@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 
 use portolan_store::{Compare, KeyRange, Operation, Relation, Target, Transaction};
 use serde_json::{Value, json};
-use tokio::sync::MutexGuard;
 
-use super::allocation::Allocation;
+use super::allocation::{Admitted, Allocation};
 use super::{Api, Place, encode, now_seconds, random, stamp};
 use crate::admission::{self, ClusterView, Holders, Objects};
+use crate::config::StoreLocation;
 use crate::fields::{at, format_time, is_terminating, items, number, remove, set, suffix, text};
 use crate::limits::{CONFLICT_RETRIES_MAX, NAME_RETRIES_MAX};
 use crate::patch::record_update;
@@ -73,11 +73,12 @@ impl Api {
     }
 
     async fn create_named(&self, place: &Place, object: Value, options: &WriteOptions) -> Result<Value, ApiError> {
-        let mut object = object;
         let place = &Place { name: text(&object, "metadata.name").to_owned(), ..place.clone() };
         for _ in 0..CONFLICT_RETRIES_MAX {
             let namespace = self.check_namespace(place).await?;
-            let lock = self.admit(place, None, &mut object).await?;
+            // A name that is tried again is admitted again: what it was given may be another's by now.
+            let mut object = object.clone();
+            let admitted = self.admit(place, None, &mut object).await?;
             settle_definition(&place.resource, &mut object);
             if options.is_dry_run {
                 if self.item(&place.key()).await?.is_some() {
@@ -89,8 +90,8 @@ impl Api {
             if let Some((key, revision)) = namespace {
                 transaction = transaction.when(Compare::unchanged(key, revision));
             }
-            let result = self.store.transaction(transaction).await?;
-            drop(lock);
+            let result = self.store.transaction(admitted.guarded(transaction)).await?;
+            drop(admitted);
             if result.succeeded {
                 stamp(&mut object, result.revision);
                 self.written(&place.resource).await?;
@@ -99,7 +100,7 @@ impl Api {
             if self.item(&place.key()).await?.is_some() {
                 return Err(ApiError::already_exists(&place.resource, &place.name));
             }
-            // The namespace changed meanwhile: look at it again.
+            // The namespace changed meanwhile, or another server gave out addresses: look again.
         }
         Err(ApiError::conflict(&place.resource, &place.name, "its namespace keeps changing; try again"))
     }
@@ -131,7 +132,7 @@ impl Api {
             let item = self.item(&place.key()).await?.ok_or_else(|| place.not_found())?;
             let live = place.decode(&item)?;
             let mut object = settle_update(place, part, &live, change(&live)?)?;
-            let lock = self.admit(place, Some(&live), &mut object).await?;
+            let admitted = self.admit(place, Some(&live), &mut object).await?;
             settle_definition(&place.resource, &mut object);
             count_generation(&place.resource, &live, &mut object);
             if object == live {
@@ -151,8 +152,8 @@ impl Api {
             } else {
                 Transaction::put(place.key(), encode(&object)).when(unchanged)
             };
-            let result = self.store.transaction(transaction).await?;
-            drop(lock);
+            let result = self.store.transaction(admitted.guarded(transaction)).await?;
+            drop(admitted);
             if result.succeeded {
                 stamp(&mut object, result.revision);
                 if is_over(&object) {
@@ -187,22 +188,46 @@ impl Api {
 
     /// Defaults, checks and allocates. What comes back is held until the object is written, where
     /// two writers could be given the same address.
-    async fn admit(
+    async fn admit(&self, place: &Place, old: Option<&Value>, object: &mut Value) -> Result<Admitted<'_>, ApiError> {
+        if !Allocation::concerns(&place.resource) {
+            self.admit_with(place, old, object, (&Holders::default(), &Objects::new()))?;
+            return Ok(Admitted::default());
+        }
+        let given = object.clone();
+        let mut allocation = self.allocation.lock().await;
+        allocation.refresh(&self.store, &self.resources()).await?;
+        let view = (allocation.holders(), allocation.nodes());
+        let is_shared = self.config.store != StoreLocation::Embedded;
+        if let Err(error) = self.admit_with(place, old, object, view) {
+            if !is_shared {
+                return Err(error);
+            }
+            object.clone_from(&given);
+            allocation.reread(&self.store, &self.resources()).await?;
+            self.admit_with(place, old, object, (allocation.holders(), allocation.nodes()))?;
+        }
+        let mut guard = None;
+        if is_shared && admission::takes_more(old, object) {
+            let (at, is_changed) = allocation.guard(&self.store, &place.resource).await?;
+            guard = Some(at);
+            if is_changed {
+                object.clone_from(&given);
+                self.admit_with(place, old, object, (allocation.holders(), allocation.nodes()))?;
+            }
+        }
+        Ok(Admitted { _lock: Some(allocation), guard })
+    }
+
+    fn admit_with(
         &self,
         place: &Place,
         old: Option<&Value>,
         object: &mut Value,
-    ) -> Result<Option<MutexGuard<'_, Allocation>>, ApiError> {
-        let (nobody, nothing) = (Holders::default(), Objects::new());
-        let mut lock = None;
-        if Allocation::concerns(&place.resource) {
-            let mut allocation = self.allocation.lock().await;
-            allocation.refresh(&self.store, &self.resources()).await?;
-            lock = Some(allocation);
-        }
+        (holders, nodes): (&Holders, &Objects),
+    ) -> Result<(), ApiError> {
         let view = ClusterView {
-            holders: lock.as_ref().map_or(&nobody, |lock| lock.holders()),
-            nodes: lock.as_ref().map_or(&nothing, |lock| lock.nodes()),
+            holders,
+            nodes,
             service_prefixes: &self.config.service_prefixes,
             node_port_range: self.config.node_port_range.clone(),
             cluster_prefixes: &self.config.cluster_prefixes,
@@ -211,8 +236,7 @@ impl Api {
         // A custom kind may have the name of a built-in one, and none of its rules.
         let kind = if place.resource.is_custom { "" } else { place.resource.kind.as_str() };
         admission::admit(kind, old, object, &view)
-            .map_err(|causes| ApiError::invalid(&place.resource, &place.name, &causes))?;
-        Ok(lock)
+            .map_err(|causes| ApiError::invalid(&place.resource, &place.name, &causes))
     }
 
     /// Follows up a write of a kind that others depend on.
