@@ -230,7 +230,7 @@ fn only(chains: &iptables::Program, built_in: &[(TableName, &str)]) -> iptables:
     for (key, table) in &mut program.tables {
         for chain in iptables::BUILT_IN {
             if !built_in.contains(&(key.name, chain)) {
-                table.chains.remove(chain);
+                table.chains.remove(&iptables::ChainName::from(chain));
             }
         }
     }

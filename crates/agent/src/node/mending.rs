@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use portolan_kernel::monitor::ChainName;
-use portolan_program::iptables::{Change, Program, Rule, TableKey};
+use portolan_program::iptables::{self, Change, Program, Rule, TableKey};
 
 /// The steps that give each of these chains what it must hold, if it does not. `targets` tells for each rule that a
 /// chain holds the chain that it leads to: rules that were taken out, put in or moved are seen by it, and one that was
@@ -18,7 +18,9 @@ pub(super) fn steps(
     for name in changed {
         let key = TableKey { family: name.family, name: name.table };
         let chains = program.tables.get(&key).map(|table| &table.chains);
-        let Some((chain_name, chain)) = chains.and_then(|chains| chains.get_key_value(name.chain.as_str())) else {
+        let Some((chain_name, chain)) =
+            chains.and_then(|chains| chains.get_key_value(&iptables::ChainName::from(&*name.chain)))
+        else {
             continue;
         };
         let wanted = chain.rules.list();
@@ -39,7 +41,10 @@ pub(super) fn steps(
 }
 
 fn leads_there(rule: &Rule, target: Option<&str>) -> bool {
-    rule.leads_to().map(AsRef::as_ref) == target
+    match (rule.leads_to(), target) {
+        (Some(chain), Some(target)) => *chain == target,
+        (chain, target) => chain.is_none() && target.is_none(),
+    }
 }
 
 #[cfg(test)]
@@ -64,14 +69,16 @@ mod tests {
     }
 
     fn chain_of(program: &Program, name: &ChainName) -> Chain {
-        program.tables[&TableKey { family: name.family, name: name.table }].chains[name.chain.as_str()].clone()
+        program.tables[&TableKey { family: name.family, name: name.table }].chains
+            [&iptables::ChainName::from(&*name.chain)]
+            .clone()
     }
 
     #[test]
     fn what_is_as_it_must_be_is_left() {
         let program = program();
         let key = TableKey { family: Family::V4, name: TableName::Nat };
-        let all: BTreeSet<ChainName> = program.tables[&key].chains.keys().map(|chain| name(chain)).collect();
+        let all: BTreeSet<ChainName> = program.tables[&key].chains.keys().map(|chain| name(&chain.text())).collect();
         assert!(all.len() > 5);
         assert_eq!(steps(&program, &all, |name| told(&chain_of(&program, name))), []);
         assert_eq!(steps(&program, &BTreeSet::from([name("DOCKER")]), |_| vec![None]), []);
@@ -91,7 +98,7 @@ mod tests {
             let steps = steps(&program, &BTreeSet::from([services.clone()]), |_| found.clone());
             assert!(
                 matches!(&steps[..], [Change::FillChain(_, chain, rules)]
-                if chain.as_ref() == "KUBE-SERVICES" && rules.is_same(&wanted.rules)),
+                if *chain == "KUBE-SERVICES" && rules.is_same(&wanted.rules)),
                 "{steps:?}"
             );
         }

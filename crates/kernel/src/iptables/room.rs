@@ -132,7 +132,7 @@ impl IptablesRoom {
                     let concerns = |change: &Change| {
                         change.table().family == family
                             && change.table().name == refusal.table
-                            && refusal.chain.as_ref().is_none_or(|chain| change.chain().as_ref() == chain)
+                            && refusal.chain.as_ref().is_none_or(|chain| change.chain() == chain.as_str())
                     };
                     let is_made = |change: &Change| batch.iter().any(|it| std::ptr::eq(*it, change));
                     let positions =

@@ -10,7 +10,7 @@ use portolan_intent::services::{DetectLocal, NodePortAddresses};
 use portolan_net::{Family, Origin, Port, Protocol};
 
 use super::compile::MARTIAN_COMMENT;
-use super::{Chain, Match, Name, Probability, Rule, RuleBuilder, States, Table, TableName, Target};
+use super::{Chain, ChainName, Match, Probability, Rule, RuleBuilder, States, Table, TableName, Target};
 use crate::layout::MASQUERADE_MARK;
 
 pub(super) const SERVICES: &str = "KUBE-SERVICES";
@@ -66,7 +66,7 @@ pub(super) struct Settings {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Shared {
     /// Where a packet is marked to be masqueraded.
-    pub(super) mark: Name,
+    pub(super) mark: ChainName,
     /// The conditions of one in so many, from none on.
     chances: Box<[Arc<[Match]>]>,
 }
@@ -205,7 +205,7 @@ fn jumps(jumps: Jumps) -> Table {
         }
         rules.entry(from).or_default().push(builder.jump(&(*to).into()));
     }
-    let chain = |(name, rules): (&str, Vec<Rule>)| (Name::from(name), Chain::built_in(rules));
+    let chain = |(name, rules): (&str, Vec<Rule>)| (ChainName::from(name), Chain::built_in(rules));
     Table { chains: rules.into_iter().map(chain).collect() }
 }
 

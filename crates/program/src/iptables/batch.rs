@@ -11,7 +11,7 @@
 
 use std::cmp::Reverse;
 
-use super::{Change, Name, Rule, TableKey};
+use super::{ChainName, Change, Rule, TableKey};
 
 /// The changes in lists of at most so many chains. Chains come right before the first one that leads to them, and are
 /// deleted behind all else; of several changes of one chain the last stays.
@@ -28,9 +28,10 @@ pub fn split<'a>(changes: impl IntoIterator<Item = &'a Change>, chains_max: usiz
     chains.reverse();
     let (mut deleted, filled): (Vec<&Change>, Vec<&Change>) =
         chains.into_iter().partition(|change| matches!(change, Change::DeleteChain(..)));
-    deleted.sort_by_key(|change| (rank(change.chain()), Reverse(place(change))));
-    let filled = Walk::all(&filled);
-    [filled, jumps, deleted].iter().flat_map(|list| list.chunks(chains_max)).map(<[&Change]>::to_vec).collect()
+    deleted.sort_by_key(|change| (rank(&change.chain().text()), Reverse(place(change))));
+    let walked = Walk::all(&filled);
+    drop(filled);
+    [walked, jumps, deleted].iter().flat_map(|list| list.chunks(chains_max)).map(<[&Change]>::to_vec).collect()
 }
 
 /// What is deleted leads only to chains of a higher rank, or of a name that sorts before its own: a chain can go when
@@ -41,7 +42,7 @@ fn rank(chain: &str) -> usize {
     order.iter().position(of_prefix).map_or(0, |position| position + 1)
 }
 
-fn place(change: &Change) -> (TableKey, &str) {
+fn place(change: &Change) -> (TableKey, &ChainName) {
     (change.table(), change.chain())
 }
 
@@ -90,7 +91,8 @@ impl<'a> Walk<'a> {
     /// Where a chain leads, in the order of its rules, among those that change.
     fn targets(&self, change: &Change) -> Vec<usize> {
         let Change::FillChain(table, _, rules) = change else { return Vec::new() };
-        let position = |name: &Name| self.chains.binary_search_by_key(&(*table, &**name), |change| place(change)).ok();
+        let position =
+            |name: &ChainName| self.chains.binary_search_by_key(&(*table, name), |change| place(change)).ok();
         rules.list().iter().filter_map(Rule::leads_to).filter_map(position).collect()
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use portolan_net::{Origin, Port, Protocol};
 
-use super::{Match, Name, Rule, Target};
+use super::{ChainName, Match, Rule, Target};
 
 /// The longest comment in bytes (`XT_MAX_COMMENT_LEN`, less the zero at its end).
 pub const COMMENT_LENGTH_MAX: usize = 255;
@@ -74,7 +74,7 @@ impl RuleBuilder {
     }
 
     /// The rule that jumps to a chain.
-    pub fn jump(self, chain: &Name) -> Rule {
+    pub fn jump(self, chain: &ChainName) -> Rule {
         self.target(Target::Jump(chain.clone()))
     }
 

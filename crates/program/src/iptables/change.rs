@@ -2,21 +2,21 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Chain, Name, Program, Rule, Rules, TableKey};
+use super::{Chain, ChainName, Program, Rule, Rules, TableKey};
 
 /// One change. A list of them is one `iptables-restore` per family.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
     /// Makes a chain, if it is not there. One that is there loses its rules.
-    CreateChain(TableKey, Name),
+    CreateChain(TableKey, ChainName),
     /// Makes a chain of these rules, whatever it was.
-    FillChain(TableKey, Name, Rules),
+    FillChain(TableKey, ChainName, Rules),
     /// Puts a jump first in a built-in chain.
-    InsertJump(TableKey, Name, Box<Rule>),
+    InsertJump(TableKey, ChainName, Box<Rule>),
     /// Removes a jump from a built-in chain.
-    RemoveJump(TableKey, Name, Box<Rule>),
+    RemoveJump(TableKey, ChainName, Box<Rule>),
     /// Deletes a chain with its rules. Nothing may lead to it any more.
-    DeleteChain(TableKey, Name),
+    DeleteChain(TableKey, ChainName),
 }
 
 impl Change {
@@ -32,7 +32,7 @@ impl Change {
     }
 
     /// The chain that is changed.
-    pub fn chain(&self) -> &Name {
+    pub fn chain(&self) -> &ChainName {
         match self {
             Change::CreateChain(_, chain)
             | Change::FillChain(_, chain, _)

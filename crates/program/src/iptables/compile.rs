@@ -13,7 +13,7 @@ use portolan_net::{Family, Port};
 use super::base::{self, NODE_PORTS, SERVICES, Settings};
 use super::port::{Built, Dispatch, Frontends, PortKey, build, endpoint_count};
 use super::rules::PortEndpoints;
-use super::{Chain, Change, Name, Program, Rule, Rules, TableKey, TableName};
+use super::{Chain, ChainName, Change, Program, Rule, Rules, TableKey, TableName};
 
 /// With more endpoints than this, rules of endpoints have no comments, as with kube-proxy
 /// (`largeClusterEndpointsThreshold`).
@@ -52,7 +52,7 @@ pub struct Compiler {
 struct PortState {
     frontends: Frontends,
     /// The names of its own chains, without those of its endpoints.
-    chains: Box<[Name]>,
+    chains: Box<[ChainName]>,
     reachable: Option<Arc<PortEndpoints>>,
     dispatch: Box<[(Dispatch, Rule)]>,
     endpoints: usize,
@@ -209,7 +209,7 @@ impl Compiler {
             }
         }
         state.dispatch = built.dispatch.into();
-        let of_endpoints = |port: &Option<Arc<PortEndpoints>>| -> BTreeSet<Name> {
+        let of_endpoints = |port: &Option<Arc<PortEndpoints>>| -> BTreeSet<ChainName> {
             port.iter().flat_map(|port| port.backends.iter().map(|backend| port.chain(backend))).collect()
         };
         let mut old = of_endpoints(&state.reachable);
@@ -242,7 +242,7 @@ impl Compiler {
     }
 
     /// Gives a chain its rules, if it has others.
-    fn fill(&mut self, table: TableKey, chain: Name, rules: Rules, changes: &mut Vec<Change>) {
+    fn fill(&mut self, table: TableKey, chain: ChainName, rules: Rules, changes: &mut Vec<Change>) {
         let Some(chains) = self.program.tables.get_mut(&table).map(|table| &mut table.chains) else { return };
         if !chains.get(&chain).is_some_and(|found| found.rules.is_same(&rules)) {
             changes.push(Change::FillChain(table, chain.clone(), rules.clone()));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::render::is_built_in;
-use super::{Change, Match, Name, Program, Rule, Rules, Table, TableKey, TableName, Target};
+use super::{ChainName, Change, Match, Program, Rule, Rules, Table, TableKey, TableName, Target};
 use crate::layout::is_our_chain;
 
 /// The chain that the kubelet has too (`pkg/kubelet/kubelet_network_linux.go`).
@@ -31,15 +31,15 @@ pub fn diff(observed: &Program, desired: &Program) -> Vec<Change> {
 }
 
 fn diff_table(key: TableKey, there: &Table, wanted: &Table, changes: &mut Vec<Change>) {
-    let is_ours = |chain: &str| !is_built_in(chain) && is_our_chain(key.name.as_str(), chain);
-    for (name, chain) in wanted.chains.iter().filter(|(name, _)| !is_built_in(name)) {
+    let is_ours = |chain: &ChainName| !is_built_in(&chain.text()) && is_our_chain(key.name.as_str(), &chain.text());
+    for (name, chain) in wanted.chains.iter().filter(|(name, _)| !is_built_in(&name.text())) {
         match there.chains.get(name) {
             Some(found) if found.rules.is_same(&chain.rules) || is_left_alone(key, name, &chain.rules) => {}
             _ if chain.rules.is_empty() => changes.push(Change::CreateChain(key, name.clone())),
             _ => changes.push(Change::FillChain(key, name.clone(), chain.rules.clone())),
         }
     }
-    let stale: Vec<&Name> = there
+    let stale: Vec<&ChainName> = there
         .chains
         .iter()
         .filter(|(name, _)| is_ours(name) && !wanted.chains.contains_key(*name))
@@ -48,10 +48,10 @@ fn diff_table(key: TableKey, there: &Table, wanted: &Table, changes: &mut Vec<Ch
         .collect();
     diff_jumps(key, there, wanted, &stale, changes);
     // What a chain of somebody else leads to cannot be deleted; it loses its rules.
-    let held: BTreeSet<Name> = there
+    let held: BTreeSet<ChainName> = there
         .chains
         .iter()
-        .filter(|(name, _)| !is_built_in(name) && !is_ours(name))
+        .filter(|(name, _)| !is_built_in(&name.text()) && !is_ours(name))
         .flat_map(|(_, chain)| chain.rules.list().iter().filter_map(Rule::leads_to).cloned().collect::<Vec<_>>())
         .collect();
     for name in stale {
@@ -63,9 +63,10 @@ fn diff_table(key: TableKey, there: &Table, wanted: &Table, changes: &mut Vec<Ch
     }
 }
 
-fn diff_jumps(key: TableKey, there: &Table, wanted: &Table, stale: &[&Name], changes: &mut Vec<Change>) {
-    let built_in =
-        |table: &Table| -> BTreeSet<Name> { table.chains.keys().filter(|name| is_built_in(name)).cloned().collect() };
+fn diff_jumps(key: TableKey, there: &Table, wanted: &Table, stale: &[&ChainName], changes: &mut Vec<Change>) {
+    let built_in = |table: &Table| -> BTreeSet<ChainName> {
+        table.chains.keys().filter(|name| is_built_in(&name.text())).cloned().collect()
+    };
     for name in built_in(there).union(&built_in(wanted)) {
         let rules =
             |table: &Table| table.chains.get(name).map(|chain| chain.rules.list().into_owned()).unwrap_or_default();
@@ -73,7 +74,8 @@ fn diff_jumps(key: TableKey, there: &Table, wanted: &Table, stale: &[&Name], cha
         // Jumps to ours, unless the chain stays since it is the kubelet's too.
         let is_ours = |rule: &&Rule| {
             rule.leads_to().is_some_and(|chain| {
-                is_our_chain(key.name.as_str(), chain) && (wanted.chains.contains_key(chain) || stale.contains(&chain))
+                is_our_chain(key.name.as_str(), &chain.text())
+                    && (wanted.chains.contains_key(chain) || stale.contains(&chain))
             })
         };
         let mut missing: Vec<&Rule> = desired.iter().collect();
@@ -96,12 +98,12 @@ fn diff_jumps(key: TableKey, there: &Table, wanted: &Table, stale: &[&Name], cha
     }
 }
 
-fn is_shared(key: TableKey, chain: &str) -> bool {
-    key.name == TableName::Filter && chain == SHARED
+fn is_shared(key: TableKey, chain: &ChainName) -> bool {
+    key.name == TableName::Filter && *chain == SHARED
 }
 
 /// The chain that the kubelet has too is only written where we have a rule for it.
-fn is_left_alone(key: TableKey, chain: &str, wanted: &Rules) -> bool {
+fn is_left_alone(key: TableKey, chain: &ChainName, wanted: &Rules) -> bool {
     is_shared(key, chain) && wanted.is_empty()
 }
 

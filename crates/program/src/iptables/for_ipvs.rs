@@ -17,7 +17,7 @@ use portolan_net::{Family, Origin, Protocol};
 
 use super::base::{MARK_MASQUERADE, PROXY_FIREWALL, SERVICES, Settings, postrouting_rules};
 use super::{
-    Chain, End, Match, Name, Program, Rejection, Rule, RuleBuilder, States, Table, TableKey, TableName, Target,
+    Chain, ChainName, End, Match, Program, Rejection, Rule, RuleBuilder, States, Table, TableKey, TableName, Target,
 };
 use crate::layout::{IpSetName, MASQUERADE_MARK};
 
@@ -119,7 +119,7 @@ impl Chains<'_> {
     }
 
     fn services(&self) -> Vec<Rule> {
-        let mark: Name = MARK_MASQUERADE.into();
+        let mark: ChainName = MARK_MASQUERADE.into();
         let loopback = if self.family == Family::V4 { "127.0.0.0/8" } else { "::1/128" };
         let mut rules = Vec::new();
         if let Ok(prefix) = loopback.parse() {
@@ -151,7 +151,7 @@ impl Chains<'_> {
     }
 
     fn load_balancer(&self) -> Vec<Rule> {
-        let mark: Name = MARK_MASQUERADE.into();
+        let mark: ChainName = MARK_MASQUERADE.into();
         vec![
             self.commented(IpSetName::LoadBalancerLocal, DESTINATION).when(Match::SOURCE_IS_LOCAL).jump(&mark),
             self.commented(IpSetName::LoadBalancerLocal, DESTINATION).target(Target::Return),
@@ -160,7 +160,7 @@ impl Chains<'_> {
     }
 
     fn node_port(&self) -> Vec<Rule> {
-        let mark: Name = MARK_MASQUERADE.into();
+        let mark: ChainName = MARK_MASQUERADE.into();
         let sets = [
             (Protocol::Tcp, IpSetName::NodePortLocalTcp, IpSetName::NodePortTcp, PORT),
             (Protocol::Udp, IpSetName::NodePortLocalUdp, IpSetName::NodePortUdp, PORT),
@@ -292,8 +292,8 @@ mod tests {
         for family in Family::ALL {
             let program = chains_for_ipvs(&view().unwrap(), &[family], &[]);
             for (key, table) in &program.tables {
-                for name in table.chains.keys().filter(|name| !is_built_in(name)) {
-                    assert!(is_our_chain(key.name.as_str(), name), "{name} in {}", key.name.as_str());
+                for name in table.chains.keys().filter(|name| !is_built_in(&name.text())) {
+                    assert!(is_our_chain(key.name.as_str(), &name.text()), "{name} in {}", key.name.as_str());
                 }
             }
             let text = render(&program);

@@ -302,12 +302,12 @@ impl Run<'_> {
         });
         match target {
             Target::Jump(name) | Target::Goto(name) => {
-                let Some(chain) = self.program.chain(place.table, name).filter(|_| depth < JUMPS_MAX) else {
+                let Some(chain) = self.program.chain(place.table, &name.text()).filter(|_| depth < JUMPS_MAX) else {
                     self.pass_over(place, rule);
                     next.push(branch);
                     return;
                 };
-                let outcomes = self.chain(Place { chain: name, ..place }, chain, branch, depth + 1);
+                let outcomes = self.chain(Place { chain: &name.text(), ..place }, chain, branch, depth + 1);
                 let comes_back = matches!(target, Target::Jump(_));
                 for (branch, flow) in outcomes {
                     if flow == Flow::Back && comes_back {

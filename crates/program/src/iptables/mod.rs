@@ -16,6 +16,7 @@
 mod base;
 mod batch;
 mod builder;
+mod chain_name;
 mod change;
 mod compile;
 mod diff;
@@ -33,12 +34,13 @@ mod tests;
 
 pub use batch::split;
 pub use builder::{COMMENT_LENGTH_MAX, RuleBuilder};
+pub use chain_name::{ChainName, ChainText};
 pub use change::Change;
 pub use compile::{COMMENTED_ENDPOINTS_MAX, Compiler, compile};
 pub use diff::diff;
 pub use for_ipvs::chains_for_ipvs;
 pub use interpret::{BRANCHES_MAX, Branch, Environment, NotUnderstood, Outcome, SetPart, Step, Verdict, interpret};
-pub use parse::{ParseError, parse, parse_family};
+pub use parse::{ParseError, Reader, parse, parse_family};
 pub use program::{
     Chain, End, Match, Name, Policy, Probability, Program, Recent, RecentAction, Rejection, Rule, SetMatch, States,
     Table, TableKey, TableName, Target,

@@ -5,13 +5,7 @@ use std::net::SocketAddr;
 use portolan_net::{ObjectKey, Protocol};
 use sha2::{Digest, Sha256};
 
-use super::Name;
-
-/// How many characters of the hash a name has: with the prefix it fits the 28 that iptables allows.
-const HASH_LENGTH: usize = 16;
-
-/// RFC 4648 §6.
-const BASE32: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+use super::ChainName;
 
 /// How kube-proxy names one port of a Service: `namespace/name:port`, or `namespace/name` where the port has none.
 pub fn service_port_name(service: &ObjectKey, port: &str) -> String {
@@ -19,56 +13,43 @@ pub fn service_port_name(service: &ObjectKey, port: &str) -> String {
 }
 
 /// The chain of endpoints anywhere: `KUBE-SVC-…`.
-pub fn cluster_chain(service_port: &str, protocol: Protocol) -> Name {
+pub fn cluster_chain(service_port: &str, protocol: Protocol) -> ChainName {
     named("KUBE-SVC-", &[service_port, protocol.name()])
 }
 
 /// The chain of endpoints of this node: `KUBE-SVL-…`.
-pub fn local_chain(service_port: &str, protocol: Protocol) -> Name {
+pub fn local_chain(service_port: &str, protocol: Protocol) -> ChainName {
     named("KUBE-SVL-", &[service_port, protocol.name()])
 }
 
 /// The chain of traffic from outside: `KUBE-EXT-…`.
-pub fn external_chain(service_port: &str, protocol: Protocol) -> Name {
+pub fn external_chain(service_port: &str, protocol: Protocol) -> ChainName {
     named("KUBE-EXT-", &[service_port, protocol.name()])
 }
 
 /// The chain of who may connect: `KUBE-FW-…`.
-pub fn firewall_chain(service_port: &str, protocol: Protocol) -> Name {
+pub fn firewall_chain(service_port: &str, protocol: Protocol) -> ChainName {
     named("KUBE-FW-", &[service_port, protocol.name()])
 }
 
 /// The chain of one endpoint: `KUBE-SEP-…`.
-pub fn endpoint_chain(service_port: &str, protocol: Protocol, endpoint: &str) -> Name {
+pub fn endpoint_chain(service_port: &str, protocol: Protocol, endpoint: &str) -> ChainName {
     named("KUBE-SEP-", &[service_port, protocol.name(), endpoint])
 }
 
 /// As [`endpoint_chain`], of a socket.
-pub fn endpoint_chain_of(service_port: &str, protocol: Protocol, endpoint: SocketAddr) -> Name {
+pub fn endpoint_chain_of(service_port: &str, protocol: Protocol, endpoint: SocketAddr) -> ChainName {
     endpoint_chain(service_port, protocol, &endpoint.to_string())
 }
 
 /// A prefix, and the first characters of the SHA-256 of all parts in Base32.
-fn named(prefix: &str, parts: &[&str]) -> Name {
+fn named(prefix: &'static str, parts: &[&str]) -> ChainName {
     let mut hasher = Sha256::new();
     parts.iter().for_each(|part| hasher.update(part.as_bytes()));
     let digest = hasher.finalize();
-    let mut name = String::with_capacity(prefix.len() + HASH_LENGTH);
-    name.push_str(prefix);
-    let (mut bits, mut count) = (0u32, 0);
-    for byte in digest {
-        bits = bits << 8 | u32::from(byte);
-        count += 8;
-        while count >= 5 && name.len() < prefix.len() + HASH_LENGTH {
-            count -= 5;
-            name.push(char::from(BASE32[(bits >> count & 31) as usize]));
-        }
-        bits &= (1 << count) - 1;
-        if name.len() == prefix.len() + HASH_LENGTH {
-            break;
-        }
-    }
-    name.into()
+    let mut first = [0; 10];
+    first.iter_mut().zip(digest).for_each(|(byte, it)| *byte = it);
+    ChainName::of_hash(prefix, first)
 }
 
 #[cfg(test)]
@@ -93,6 +74,6 @@ mod tests {
     fn a_port_without_a_name_has_no_colon() {
         let service = ObjectKey::new("default", "web");
         assert_eq!(service_port_name(&service, ""), "default/web");
-        assert_eq!(cluster_chain("default/web", Protocol::Tcp).len(), 25);
+        assert_eq!(cluster_chain("default/web", Protocol::Tcp).text().len(), 25);
     }
 }

@@ -12,7 +12,7 @@ use portolan_state::{AffinityTimeout, TrafficPolicy};
 use super::base::{EXTERNAL_SERVICES, NODE_PORTS, PROXY_FIREWALL, SERVICES, Settings};
 use super::names::{cluster_chain, external_chain, firewall_chain, local_chain, service_port_name};
 use super::rules::PortEndpoints;
-use super::{Match, Name, Rejection, Rule, RuleBuilder, Rules, TableName, Target};
+use super::{ChainName, Match, Rejection, Rule, RuleBuilder, Rules, TableName, Target};
 
 /// What has chains of its own: one port of a Service in one family.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,7 +71,7 @@ impl Dispatch {
 #[derive(Debug, Default)]
 pub(super) struct Built {
     /// Its own chains in the table `nat`, those of its endpoints among them.
-    pub(super) chains: BTreeMap<Name, Rules>,
+    pub(super) chains: BTreeMap<ChainName, Rules>,
     /// Its endpoints that have chains.
     pub(super) endpoints: Option<Arc<PortEndpoints>>,
     /// Its rules in chains that it shares.
@@ -118,11 +118,11 @@ struct PortRules<'a> {
     affinity: Option<u32>,
     origin: &'a Origin,
     name: String,
-    cluster: Name,
-    local: Name,
-    external: Name,
-    firewall: Name,
-    mark: Name,
+    cluster: ChainName,
+    local: ChainName,
+    external: ChainName,
+    firewall: ChainName,
+    mark: ChainName,
     built: Built,
 }
 
@@ -137,7 +137,7 @@ impl PortRules<'_> {
             return;
         }
         // Rules before those that balance, by chain.
-        let mut heads: BTreeMap<Name, Vec<Rule>> = BTreeMap::new();
+        let mut heads: BTreeMap<ChainName, Vec<Rule>> = BTreeMap::new();
         for (key, frontend) in ordered.iter().filter(|(_, frontend)| frontend.kind == FrontendKind::ClusterIp) {
             if let Some(rule) = self.masquerade_of_cluster_address(key, frontend) {
                 heads.entry(self.chain_of(frontend.policy).clone()).or_default().push(rule);
@@ -198,7 +198,7 @@ impl PortRules<'_> {
         })
     }
 
-    fn chain_of(&self, policy: TrafficPolicy) -> &Name {
+    fn chain_of(&self, policy: TrafficPolicy) -> &ChainName {
         match policy {
             TrafficPolicy::Cluster => &self.cluster,
             TrafficPolicy::Local => &self.local,

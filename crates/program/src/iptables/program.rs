@@ -13,9 +13,9 @@ use ipnet::IpNet;
 use portolan_net::{Family, Origin, Port, Protocol};
 use serde::{Deserialize, Serialize};
 
-use super::{RuleBuilder, Rules};
+use super::{ChainName, RuleBuilder, Rules};
 
-/// The name of a chain, an interface or a set, or a comment.
+/// The name of an interface or a set, or a comment.
 pub type Name = Arc<str>;
 
 /// What the tables must hold, or what they were seen to hold.
@@ -29,7 +29,7 @@ pub struct Program {
 impl Program {
     /// A chain, if it is there.
     pub fn chain(&self, table: TableKey, chain: &str) -> Option<&Chain> {
-        self.tables.get(&table)?.chains.get(chain)
+        self.tables.get(&table)?.chains.get(&ChainName::from(chain))
     }
 
     /// How many rules there are.
@@ -99,7 +99,7 @@ impl TableName {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
     /// The chains. A program that was compiled holds of built-in chains only what is ours in them.
-    pub chains: OrdMap<Name, Chain>,
+    pub chains: OrdMap<ChainName, Chain>,
 }
 
 /// A chain.
@@ -165,7 +165,7 @@ impl Rule {
     }
 
     /// The chain that it leads to, if it leads to one.
-    pub fn leads_to(&self) -> Option<&Name> {
+    pub fn leads_to(&self) -> Option<&ChainName> {
         match &self.target {
             Some(Target::Jump(chain) | Target::Goto(chain)) => Some(chain),
             _ => None,
@@ -441,9 +441,9 @@ pub enum Rejection {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Target {
     /// Goes on in another chain and comes back.
-    Jump(Name),
+    Jump(ChainName),
     /// Goes on in another chain and does not come back.
-    Goto(Name),
+    Goto(ChainName),
     /// Leaves the chain.
     Return,
     /// Lets the packet go on.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::base::Shared;
 use super::names::endpoint_chain_of;
-use super::{Match, Name, Recent, RecentAction, Rule, RuleBuilder, Target};
+use super::{ChainName, Match, Name, Recent, RecentAction, Rule, RuleBuilder, Target};
 
 /// The rules of a chain, in order.
 #[derive(Clone)]
@@ -43,9 +43,12 @@ pub(super) struct PortEndpoints {
     pub(super) backends: Arc<[Backend]>,
 }
 
+/// How many rules an endpoint has.
+const ENDPOINT_RULES: usize = 2;
+
 impl PortEndpoints {
     /// The chain of one endpoint.
-    pub(super) fn chain(&self, backend: &Backend) -> Name {
+    pub(super) fn chain(&self, backend: &Backend) -> ChainName {
         endpoint_chain_of(&self.name, self.protocol, backend.socket())
     }
 
@@ -57,13 +60,13 @@ impl PortEndpoints {
 
     /// The rules that choose an endpoint: the one that the client had, or one at random.
     fn balance(&self) -> Vec<Rule> {
-        let chains: Vec<(&Backend, Name)> = self.backends.iter().map(|it| (it, self.chain(it))).collect();
+        let chains: Vec<(&Backend, ChainName)> = self.backends.iter().map(|it| (it, self.chain(it))).collect();
         let comment = |backend: &Backend| format!("{} -> {}", self.name, backend.socket());
         let mut rules = Vec::with_capacity(chains.len());
         if let Some(seconds) = self.affinity {
             for (backend, chain) in &chains {
                 let action = RecentAction::Check { seconds, reap: true };
-                let recent = Match::Recent(Box::new(Recent { list: chain.clone(), action }));
+                let recent = Match::Recent(Box::new(Recent { list: listed(chain), action }));
                 let builder = self.spared(|| comment(backend)).when(recent);
                 rules.push(builder.origin(&backend.origin).jump(chain));
             }
@@ -87,7 +90,7 @@ impl PortEndpoints {
         // An endpoint that is its own client would answer itself.
         let hairpin = builder().source(IpNet::from(backend.address)).origin(&backend.origin).jump(&self.shared.mark);
         let note = self.affinity.map(|_| {
-            let recent = Recent { list: self.chain(backend), action: RecentAction::Set };
+            let recent = Recent { list: listed(&self.chain(backend)), action: RecentAction::Set };
             Match::Recent(Box::new(recent))
         });
         let translation = builder().when_some(note).protocol(self.protocol).origin(&backend.origin);
@@ -103,6 +106,11 @@ impl PortEndpoints {
             && *shared == other.shared
             && backend(self, position) == backend(other, other_position)
     }
+}
+
+/// The list of the clients of an endpoint has the name of its chain.
+fn listed(chain: &ChainName) -> Name {
+    (&*chain.text()).into()
 }
 
 impl Rules {
@@ -136,7 +144,15 @@ impl Rules {
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        if let Source::Listed(rules) = &self.0 { rules.len() } else { self.list().len() }
+        match &self.0 {
+            Source::Listed(rules) => rules.len(),
+            Source::Endpoint(port, position) => port.backends.get(*position as usize).map_or(0, |_| ENDPOINT_RULES),
+            Source::Balance(parts) => {
+                let (head, port) = &**parts;
+                let rounds = 1 + usize::from(port.affinity.is_some());
+                head.len() + rounds * port.backends.len()
+            }
+        }
     }
 
     /// Whether there is none.

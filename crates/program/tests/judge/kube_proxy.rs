@@ -313,8 +313,8 @@ fn judge_chains(stage: &Stage, rules: &Program, tally: &mut Tally) {
 
 fn chains(program: &Program) -> BTreeSet<String> {
     let chains = program.tables.values().flat_map(|table| table.chains.keys());
-    let is_of_service = |name: &&_| ["KUBE-SVC-", "KUBE-SEP-", "KUBE-FW-"].iter().any(|it| str::starts_with(name, it));
-    chains.map(|name| &**name).filter(is_of_service).map(str::to_owned).collect()
+    let is_of_service = |name: &String| ["KUBE-SVC-", "KUBE-SEP-", "KUBE-FW-"].iter().any(|it| name.starts_with(it));
+    chains.map(ToString::to_string).filter(is_of_service).collect()
 }
 
 /// Why kube-proxy 1.20 cannot be asked this.

@@ -19,8 +19,8 @@ use portolan_state::{AffinityTimeout, TrafficPolicy};
 use proptest::prelude::*;
 
 use super::{
-    BUILT_IN, COMMENTED_ENDPOINTS_MAX, Change, Compiler, Name, Program, Rule, TableKey, TableName, compile, diff,
-    parse, render, render_restore, sample, split,
+    BUILT_IN, COMMENTED_ENDPOINTS_MAX, ChainName, Change, Compiler, Program, Reader, Rule, TableKey, TableName,
+    compile, diff, parse, render, render_restore, sample, split,
 };
 
 pub(super) fn view() -> NodeView {
@@ -284,6 +284,28 @@ proptest! {
     }
 
     #[test]
+    fn what_is_read_beside_a_program_is_what_is_read_alone(
+        plans in prop::collection::vec(any_plan(), 0..4),
+        others in prop::collection::vec(any_plan(), 0..4),
+    ) {
+        let program = |plans: &[Plan]| compile(&intent_of(plans, &view()), &BTreeSet::new(), &node_addresses(), &view());
+        let (program, expected) = (program(&plans), program(&others));
+        let text = render(&program);
+        let beside = |expected: &Program| {
+            let mut reader = Reader::beside(Family::V4, expected);
+            text.lines().for_each(|line| reader.line(line).unwrap());
+            reader.finish()
+        };
+        let (alone, read) = (parse(&text).unwrap(), beside(&expected));
+        prop_assert_eq!(&kernel_part(&read), &alone);
+        prop_assert_eq!(diff(&read, &expected), diff(&alone, &expected));
+        for chain in program.tables.values().flat_map(|table| table.chains.values()) {
+            prop_assert_eq!(chain.rules.len(), chain.rules.list().len());
+        }
+        prop_assert_eq!(beside(&program), program, "origins too: the rules are those of the program");
+    }
+
+    #[test]
     fn a_program_survives_serialisation(plans in prop::collection::vec(any_plan(), 0..4)) {
         let program = compile(&intent_of(&plans, &view()), &BTreeSet::new(), &node_addresses(), &view());
         let text = serde_json::to_string(&program).unwrap();
@@ -311,7 +333,7 @@ fn one_endpoint_changes_its_ports_chains_and_nothing_else() {
         sample.set(key, Some(&sample::Wanted { backends: &backends, ..before }))
     };
     let few = changes_among(10);
-    let filled: Vec<&str> = few.iter().map(|change| change.chain().as_ref()).collect();
+    let filled: Vec<String> = few.iter().map(|change| change.chain().to_string()).collect();
     assert_eq!(filled.len(), 2, "the Service's chain and that of the new endpoint: {filled:?}");
     assert!(
         filled.iter().any(|name| name.starts_with("KUBE-SVC-"))
@@ -392,7 +414,7 @@ fn parts_of_a_long_list_follow_each_other() {
     sample.fill(Family::V4, 20, 3);
     let desired = sample.compiler().program().clone();
     let mut observed = Program::default();
-    let built_in = |name: &str| BUILT_IN.contains(&name);
+    let built_in = |name: &ChainName| BUILT_IN.contains(&&*name.text());
     let check = |program: &Program| {
         for table in program.tables.values() {
             for rule in table.chains.values().flat_map(|chain| chain.rules.list().into_owned()) {
@@ -404,7 +426,7 @@ fn parts_of_a_long_list_follow_each_other() {
         assert!(batch.len() <= 10);
         batch.iter().for_each(|change| observed.apply(change));
         check(&observed);
-        let reached = observed.tables.values().flat_map(|table| table.chains.keys()).any(|name| built_in(name));
+        let reached = observed.tables.values().flat_map(|table| table.chains.keys()).any(built_in);
         let whole = observed.chain(nat(Family::V4), "KUBE-SERVICES").is_some_and(|chain| chain.rules.len() == 21);
         assert!(!reached || whole, "what is entered is complete");
     }
@@ -414,7 +436,7 @@ fn parts_of_a_long_list_follow_each_other() {
         check(&observed);
     }
     assert_eq!(observed.rule_count(), 0);
-    assert!(observed.tables.values().flat_map(|table| table.chains.keys()).all(|name| built_in(name)));
+    assert!(observed.tables.values().flat_map(|table| table.chains.keys()).all(built_in));
 }
 
 #[test]
@@ -446,13 +468,13 @@ fn chains_are_made_in_the_order_of_a_walk() {
     let desired = sample.compiler().program();
     let changes = diff(&Program::default(), desired);
     let parts = split(&changes, 20);
-    let made: Vec<&Name> = parts.iter().flatten().map(|change| change.chain()).collect();
-    let rules = |name: &str| {
-        desired.chain(nat(Family::V4), name).map(|chain| chain.rules.list().into_owned()).unwrap_or_default()
+    let made: Vec<&ChainName> = parts.iter().flatten().map(|change| change.chain()).collect();
+    let rules = |name: &ChainName| {
+        desired.chain(nat(Family::V4), &name.text()).map(|chain| chain.rules.list().into_owned()).unwrap_or_default()
     };
-    let is_own = |name: &&Name| name.starts_with("KUBE-SVC-") || name.starts_with("KUBE-SEP-");
+    let is_own = |name: &&ChainName| ["KUBE-SVC-", "KUBE-SEP-"].iter().any(|prefix| name.text().starts_with(prefix));
     let mut walk = Vec::new();
-    for service in rules("KUBE-SERVICES").iter().filter_map(Rule::leads_to).filter(is_own) {
+    for service in rules(&"KUBE-SERVICES".into()).iter().filter_map(Rule::leads_to).filter(is_own) {
         walk.extend(rules(service).iter().filter_map(Rule::leads_to).filter(is_own).cloned());
         walk.push(service.clone());
     }
@@ -461,5 +483,5 @@ fn chains_are_made_in_the_order_of_a_walk() {
     let text = render_restore(parts.iter().flatten().copied(), Family::V4);
     let declared: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix(":KUBE-S")?.split(' ').next()).collect();
     let declared: Vec<&str> = declared.into_iter().filter(|name| !name.starts_with("ERVICES")).collect();
-    assert_eq!(declared, walk.iter().map(|name| &name["KUBE-S".len()..]).collect::<Vec<_>>());
+    assert_eq!(declared, walk.iter().map(|name| name.text()["KUBE-S".len()..].to_owned()).collect::<Vec<_>>());
 }
