@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use portolan_intent::FabricMode;
 use portolan_intent::services::ProxySettings;
-use portolan_net::{Family, NodeName, Vni};
+use portolan_intent::{FabricMode, FabricSettings};
+use portolan_net::{Family, NodeName};
 use portolan_program::ipvs::IpvsSettings;
 use serde::Deserialize;
 
+use crate::fabric_config::{self, FabricConfigError, HostGwConfig, IpipConfig, VxlanConfig};
 use crate::proxy::{Document, Note, ProxyOptions};
 
 /// Where the cluster's objects are read from.
@@ -99,12 +100,19 @@ pub struct AgentConfig {
     /// Fields of a `KubeProxyConfiguration`, which are right where that file says otherwise.
     #[serde(default)]
     pub proxy: serde_json::Value,
-    /// Network identifier of the VXLAN fabric.
-    #[serde(default = "default_vni")]
-    pub vni: u32,
-    /// UDP port of the VXLAN fabric.
-    #[serde(default = "default_vxlan_port")]
-    pub vxlan_port: u16,
+    /// The same as `vxlan.vni`.
+    pub vni: Option<u32>,
+    /// The same as `vxlan.port`.
+    pub vxlan_port: Option<u16>,
+    /// What is set for the fabric `vxlan`, also where another one falls back to it.
+    #[serde(default)]
+    pub vxlan: VxlanConfig,
+    /// What is set for the fabric `ipip`.
+    #[serde(default)]
+    pub ipip: IpipConfig,
+    /// What is set for the fabric `host-gw`.
+    #[serde(default, alias = "host-gw")]
+    pub host_gw: HostGwConfig,
     /// The prefixes that hold all pods of the cluster, at most one per family; `clusterCIDR` where they are not
     /// given.
     #[serde(default)]
@@ -139,16 +147,6 @@ fn unnamed() -> NodeName {
 
 fn default_fabric() -> FabricMode {
     FabricMode::Vxlan
-}
-
-/// Flannel's default `VNI`.
-fn default_vni() -> u32 {
-    1
-}
-
-/// The Linux kernel's default, which Flannel keeps; the IANA port is 4789.
-fn default_vxlan_port() -> u16 {
-    8472
 }
 
 fn default_masquerade() -> bool {
@@ -276,9 +274,13 @@ impl AgentConfig {
         Ok(())
     }
 
-    /// The network identifier as a value that fits the header.
-    pub fn vni(&self) -> Option<Vni> {
-        Vni::new(self.vni)
+    /// What is set for each of the fabric's modes.
+    ///
+    /// # Errors
+    ///
+    /// The first field that cannot be used.
+    pub fn fabric_settings(&self) -> Result<FabricSettings, FabricConfigError> {
+        fabric_config::settings(&self.vxlan, &self.ipip, &self.host_gw, self.vni, self.vxlan_port)
     }
 
     fn check(&self, path: &Path) -> Result<(), ConfigError> {
@@ -293,9 +295,7 @@ impl AgentConfig {
         if self.kubernetes.is_none() && self.kube_proxy_configuration.is_none() {
             return Err(wrong("kubernetes", "it is not given: give `{}`, or a kubeconfig, or a socket".into()));
         }
-        if self.vni().is_none() {
-            return Err(wrong("vni", format!("{} does not fit 24 bits: use 1 to 16777215", self.vni)));
-        }
+        self.fabric_settings().map_err(|FabricConfigError { field, reason }| wrong(field, reason))?;
         for (field, prefixes) in
             [("clusterPrefixes", &self.cluster_prefixes), ("servicePrefixes", &self.service_prefixes)]
         {
@@ -351,7 +351,9 @@ mod tests {
     #[test]
     fn what_is_not_said_has_flannels_defaults() {
         let config = parse(SMALL).unwrap();
-        assert_eq!((config.fabric, config.vni, config.vxlan_port), (FabricMode::Vxlan, 1, 8472));
+        assert_eq!(config.fabric, FabricMode::Vxlan);
+        let vxlan = config.fabric_settings().unwrap().vxlan;
+        assert_eq!((vxlan.vni.get(), vxlan.port, vxlan.direct_routing, vxlan.mtu), (1, 8472, false, None));
         assert_eq!(config.bridge, "cni0");
     }
 
@@ -379,9 +381,31 @@ mod tests {
     }
 
     #[test]
+    fn each_fabric_has_a_section_of_its_own() {
+        let settings = |extra: &str| parse(&format!("{SMALL}{extra}")).unwrap().fabric_settings().unwrap();
+        let fields = "{vni: 7, port: 4789, gbp: true, learning: true, directRouting: true, mtu: 9000}";
+        let vxlan = settings(&format!("vxlan: {fields}\n")).vxlan;
+        assert_eq!((vxlan.vni.get(), vxlan.port, vxlan.mtu), (7, 4789, Some(9000)));
+        assert!(vxlan.gbp && vxlan.learning && vxlan.direct_routing);
+        let flannels = "{VNI: 7, Port: 4789, GBP: true, Learning: true, DirectRouting: true, MTU: 9000}";
+        assert_eq!(settings(&format!("vxlan: {flannels}\n")).vxlan, vxlan);
+        let by_old_keys = settings("vni: 7\nvxlanPort: 4789\nvxlan: {vni: 7}\n").vxlan;
+        assert_eq!((by_old_keys.vni, by_old_keys.port), (vxlan.vni, vxlan.port));
+        assert!(settings("fabric: ipip\nipip: {directRouting: true}\n").ipip.direct_routing);
+        let beyond = settings("fabric: host-gw\nhostGw: {beyond: ipip}\n").host_gw.beyond;
+        assert_eq!(beyond, Some(portolan_intent::Encapsulation::Ipip));
+    }
+
+    #[test]
     fn errors_name_the_field() {
         for (extra, expected) in [
             ("vni: 16777216\n", "vni: 16777216 does not fit 24 bits"),
+            ("vni: 1\nvxlan: {vni: 2}\n", "vni: 1, and the section vxlan says 2"),
+            ("vxlan: {port: 0}\n", "vxlan.port: 0 is no port"),
+            ("vxlan: {mtu: 100}\n", "vxlan.mtu: 100 is not between 1350 and 65535"),
+            ("vxlan: {macPrefix: 0E-2A}\n", "macPrefix"),
+            ("hostGw: {beyond: bgp}\n", "bgp"),
+            ("fabric: geneve\n", "geneve"),
             ("servicePrefixes: [10.42.96.0/24]\n", "servicePrefixes: 10.42.96.0/24 overlaps the pods' 10.42.0.0/16"),
             ("bridge: a-name-that-is-too-long\n", "bridge: `a-name-that-is-too-long` is not a link name"),
             ("fabrik: vxlan\n", "fabrik"),

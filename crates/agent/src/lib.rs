@@ -4,7 +4,7 @@
 //! - [`dns`]: the cluster's tables to the DNS server.
 //! - [`attachments`], [`cni_socket`]: the records of pod interfaces, and the plugin's way in.
 //! - [`client`], [`api`], [`table`]: what the command line asks an agent, and how.
-//! - [`config`]: one YAML file per role.
+//! - [`config`], [`fabric_config`]: one YAML file per role.
 //! - [`proxy`]: what lies around the data plane of Services, as kube-proxy has it.
 //!
 //! Effects start here: tasks, threads, sockets and time. What is decided, is decided in pure crates.
@@ -15,6 +15,7 @@ pub mod client;
 pub mod cni_socket;
 pub mod config;
 pub mod dns;
+pub mod fabric_config;
 pub mod metrics;
 pub mod node;
 pub mod probe;

@@ -8,7 +8,10 @@ use portolan_net::{Family, MacAddress, NodeName, ObjectKey, ObjectKind, Origin};
 use portolan_state::{Node, ObjectRef, Problem, Snapshot};
 use serde::{Deserialize, Serialize};
 
-use crate::{FabricMode, NodeView};
+use crate::{Encapsulation, FabricMode, NodeView};
+
+/// The annotation that says a tunnel's identifier and hardware address.
+const BACKEND_DATA: &str = "metadata.annotations[flannel.alpha.coreos.com/backend-data]";
 
 /// What the node must know of the cluster's other nodes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,10 +31,25 @@ pub struct Peer {
     pub node: NodeName,
     /// Its address on the underlay: the next hop, or the tunnel's far end.
     pub address: IpAddr,
-    /// The hardware address of its tunnel device for this family; only a VXLAN fabric has one.
-    pub vtep_mac: Option<MacAddress>,
+    /// How packets get there.
+    pub way: Way,
     /// The object that says so.
     pub origin: Origin,
+}
+
+/// How packets get to another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// As they are: the node is on this node's own link.
+    Direct,
+    /// Through the VXLAN tunnel.
+    Vxlan {
+        /// The hardware address of the node's tunnel device for this family.
+        vtep_mac: MacAddress,
+    },
+    /// Wrapped in another IP header.
+    Ipip,
 }
 
 /// The fabric as this node must see it, and what keeps other nodes out of it.
@@ -59,10 +77,10 @@ pub fn compile(snapshot: &Snapshot, view: &NodeView) -> (FabricIntent, Vec<Probl
                 ));
                 continue;
             }
-            match way_to(node, prefix, view) {
+            match peer(node, prefix, view) {
                 Ok(peer) => {
                     taken.insert(prefix.trunc(), node.name.clone());
-                    intent.peers.insert(prefix.trunc(), peer);
+                    intent.peers.extend(peer.map(|peer| (prefix.trunc(), peer)));
                 }
                 Err(found) => problems.push(*found),
             }
@@ -71,10 +89,14 @@ pub fn compile(snapshot: &Snapshot, view: &NodeView) -> (FabricIntent, Vec<Probl
     (intent, problems)
 }
 
-fn way_to(node: &Node, prefix: &IpNet, view: &NodeView) -> Result<Peer, Box<Problem>> {
+/// How another node's prefix is reached; `None` where someone else sees to it.
+fn peer(node: &Node, prefix: &IpNet, view: &NodeView) -> Result<Option<Peer>, Box<Problem>> {
+    if view.fabric == FabricMode::Alloc {
+        return Ok(None);
+    }
     let family = Family::of_prefix(prefix);
-    let tunnel = node.tunnel.as_ref();
-    let published = tunnel.and_then(|it| it.public_addresses.iter().copied().find(|it| Family::of(*it) == family));
+    let mut published = node.tunnel.iter().flat_map(|tunnel| tunnel.public_addresses.iter().copied());
+    let published = published.find(|address| Family::of(*address) == family);
     let address = published.or_else(|| node.address(family)).ok_or_else(|| {
         Box::new(problem(
             node,
@@ -83,25 +105,80 @@ fn way_to(node: &Node, prefix: &IpNet, view: &NodeView) -> Result<Peer, Box<Prob
             "add an InternalIP of that family to the node",
         ))
     })?;
-    let vtep_mac = match view.fabric {
-        FabricMode::HostGw => None,
-        FabricMode::Vxlan => {
-            let mac = tunnel.and_then(|it| match family {
-                Family::V4 => it.vtep_mac_v4,
-                Family::V6 => it.vtep_mac_v6,
-            });
-            Some(mac.ok_or_else(|| {
-                Box::new(problem(
-                    node,
-                    "metadata.annotations[flannel.alpha.coreos.com/backend-data]",
-                    format!("no VtepMAC yet, so {prefix} cannot be reached"),
-                    "start the agent on that node with the vxlan fabric",
-                ))
-            })?)
-        }
-    };
+    let way = way(node, prefix, address, view)?;
     let origin = Origin::object(ObjectKind::Node, ObjectKey::cluster(node.name.as_str()));
-    Ok(Peer { node: node.name.clone(), address, vtep_mac, origin })
+    Ok(Some(Peer { node: node.name.clone(), address, way, origin }))
+}
+
+fn way(node: &Node, prefix: &IpNet, address: IpAddr, view: &NodeView) -> Result<Way, Box<Problem>> {
+    let is_near = view.segment.has(address);
+    if is_near && view.routes_directly() {
+        return Ok(Way::Direct);
+    }
+    match view.encapsulation() {
+        Some(Encapsulation::Vxlan) => vxlan(node, prefix, view),
+        // Linux takes no IPv6 next hop on a tunnel whose address another link's prefix holds
+        // (`ip6_route_check_nh_onlink`), so on this node's own link IPv6 goes as it is.
+        Some(Encapsulation::Ipip) if is_near && address.is_ipv6() => Ok(Way::Direct),
+        Some(Encapsulation::Ipip) => ipip(node, prefix),
+        None => Err(Box::new(beyond(node, prefix, address, view))),
+    }
+}
+
+fn vxlan(node: &Node, prefix: &IpNet, view: &NodeView) -> Result<Way, Box<Problem>> {
+    let tunnel = node.tunnel.as_ref();
+    let vtep_mac = tunnel.and_then(|it| match Family::of_prefix(prefix) {
+        Family::V4 => it.vtep_mac_v4,
+        Family::V6 => it.vtep_mac_v6,
+    });
+    let vtep_mac = vtep_mac.ok_or_else(|| {
+        Box::new(problem(
+            node,
+            BACKEND_DATA,
+            format!("no VtepMAC yet, so {prefix} cannot be reached"),
+            "start the agent on that node with the vxlan fabric",
+        ))
+    })?;
+    let own = view.fabric_settings.vxlan.vni;
+    match tunnel.and_then(|it| it.vni).filter(|vni| *vni != own) {
+        Some(vni) => Err(Box::new(problem(
+            node,
+            BACKEND_DATA,
+            format!("VNI {vni}, and this node's is {own}, so {prefix} cannot be reached"),
+            "let all agents have the same vxlan.vni",
+        ))),
+        None => Ok(Way::Vxlan { vtep_mac }),
+    }
+}
+
+/// A node that says that it unwraps something else would drop what is sent to it. One of `host-gw` may fall back to
+/// `ipip` as this node does.
+fn ipip(node: &Node, prefix: &IpNet) -> Result<Way, Box<Problem>> {
+    let [ipip, host_gw] = [FabricMode::Ipip, FabricMode::HostGw].map(FabricMode::name);
+    let other = node.tunnel.as_ref().map(|it| it.backend.as_ref()).filter(|it| ![ipip, host_gw].contains(it));
+    match other {
+        Some(backend) => Err(Box::new(problem(
+            node,
+            "metadata.annotations[flannel.alpha.coreos.com/backend-type]",
+            format!("{backend}, which unwraps no IP in IP, so {prefix} cannot be reached"),
+            "start the agent on that node with the ipip fabric",
+        ))),
+        None => Ok(Way::Ipip),
+    }
+}
+
+/// The problem of a node that is on another link, and nothing leads there.
+fn beyond(node: &Node, prefix: &IpNet, address: IpAddr, view: &NodeView) -> Problem {
+    let link = &view.underlay_interface;
+    let prefixes = view.segment.prefixes().iter().filter(|it| Family::of_prefix(it) == Family::of(address));
+    let prefixes = prefixes.map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let held = if prefixes.is_empty() { "has no prefix of that family".into() } else { format!("holds {prefixes}") };
+    problem(
+        node,
+        "status.addresses",
+        format!("{address} is not on the link {link}, which {held}, so a plain route to {prefix} is not possible"),
+        "bring the nodes onto one link, or set hostGw.beyond to vxlan or ipip on all of them",
+    )
 }
 
 fn outside_cluster(node: &Node, view: &NodeView) -> Vec<Problem> {
@@ -166,6 +243,64 @@ mod tests {
         let mut writer = Writer::new();
         nodes.into_iter().for_each(|change| writer.apply(change));
         compile(writer.snapshot(), &NodeView { fabric, ..view("node-1") })
+    }
+
+    /// The ways to the nodes 2 (on the link of node 1) and 3 (beyond), and the problems.
+    fn ways(change: impl FnOnce(&mut NodeView)) -> (Vec<Way>, Vec<String>) {
+        let mut writer = Writer::new();
+        for change in [
+            node("node-1", "192.168.64.11", "10.42.0.0/24", Some([2; 6])),
+            node("node-2", "192.168.64.12", "10.42.1.0/24", Some([2; 6])),
+            node("node-3", "192.168.65.13", "10.42.2.0/24", Some([2; 6])),
+        ] {
+            writer.apply(change);
+        }
+        let mut view = view("node-1");
+        change(&mut view);
+        let (intent, problems) = compile(writer.snapshot(), &view);
+        (intent.peers.values().map(|peer| peer.way).collect(), problems.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn plain_routes_end_where_the_link_ends() {
+        let tunnel = Way::Vxlan { vtep_mac: MacAddress([2; 6]) };
+        assert_eq!(ways(|_| {}), (vec![tunnel, tunnel], vec![]));
+        assert_eq!(ways(|view| view.fabric_settings.vxlan.direct_routing = true), (vec![Way::Direct, tunnel], vec![]));
+        let beyond = |beyond| {
+            ways(|view| {
+                view.fabric = FabricMode::HostGw;
+                view.fabric_settings.host_gw.beyond = beyond;
+            })
+        };
+        assert_eq!(beyond(Some(Encapsulation::Vxlan)), (vec![Way::Direct, tunnel], vec![]));
+        let (near, problems) = beyond(None);
+        assert_eq!(near, [Way::Direct]);
+        assert_eq!(
+            problems,
+            [
+                "Node node-3: status.addresses: 192.168.65.13 is not on the link eth0, which holds 192.168.64.0/24, so a \
+              plain route to 10.42.2.0/24 is not possible (bring the nodes onto one link, or set hostGw.beyond to \
+              vxlan or ipip on all of them)"
+            ]
+        );
+        assert_eq!(ways(|view| view.fabric = FabricMode::Alloc), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_peer_with_another_tunnel_is_a_problem() {
+        let (none, problems) = ways(|view| view.fabric = FabricMode::Ipip);
+        assert_eq!(none, []);
+        assert!(problems[0].contains("vxlan, which unwraps no IP in IP, so 10.42.1.0/24"), "{problems:?}");
+        let mut writer = Writer::new();
+        let Change::Upsert(Object::Node(mut other), _) = node("node-2", "192.168.64.12", "10.42.1.0/24", Some([2; 6]))
+        else {
+            unreachable!()
+        };
+        other.tunnel.as_mut().unwrap().vni = portolan_net::Vni::new(7);
+        writer.apply(Change::Upsert(Object::Node(other), Vec::new()));
+        let (intent, problems) = compile(writer.snapshot(), &view("node-1"));
+        assert!(intent.peers.is_empty());
+        assert!(problems[0].to_string().contains("VNI 7, and this node's is 1"), "{}", problems[0]);
     }
 
     #[test]

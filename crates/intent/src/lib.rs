@@ -17,6 +17,10 @@ pub mod names;
 pub mod services;
 pub mod wiring;
 
+mod modes;
 mod view;
 
-pub use view::{FabricMode, NodeView, ViewError};
+pub use modes::{
+    Encapsulation, FabricMode, FabricSettings, HostGwSettings, IpipSettings, Segment, ViewError, VxlanSettings,
+};
+pub use view::NodeView;

@@ -1,66 +1,11 @@
 //! Who this node is: the part of its configuration that decides intent.
 
-use std::fmt;
-use std::str::FromStr;
-
 use ipnet::IpNet;
-use portolan_net::{Family, NodeName, Vni};
+use portolan_net::{Family, NodeName};
 use serde::{Deserialize, Serialize};
 
 use crate::services::ProxySettings;
-
-/// How pods on other nodes are reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FabricMode {
-    /// Flannel's `vxlan` backend (RFC 7348): a tunnel over any IP network.
-    Vxlan,
-    /// Flannel's `host-gw` backend: plain routes; all nodes share one link.
-    HostGw,
-}
-
-impl FabricMode {
-    /// Every mode, for help texts and tests that run over all of them.
-    pub const ALL: [FabricMode; 2] = [FabricMode::Vxlan, FabricMode::HostGw];
-
-    /// The name, as Flannel's `Backend.Type`.
-    pub fn name(self) -> &'static str {
-        match self {
-            FabricMode::Vxlan => "vxlan",
-            FabricMode::HostGw => "host-gw",
-        }
-    }
-}
-
-impl fmt::Display for FabricMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// A text that is no value of a setting.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{value}` is not a {setting}: use {expected}")]
-pub struct ViewError {
-    /// The setting.
-    pub setting: &'static str,
-    /// What was given.
-    pub value: String,
-    /// What may be given.
-    pub expected: &'static str,
-}
-
-impl FromStr for FabricMode {
-    type Err = ViewError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        FabricMode::ALL.into_iter().find(|mode| mode.name() == text).ok_or_else(|| ViewError {
-            setting: "fabric",
-            value: text.to_owned(),
-            expected: "vxlan or host-gw",
-        })
-    }
-}
+use crate::{Encapsulation, FabricMode, FabricSettings, Segment};
 
 /// Who this node is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,10 +14,8 @@ pub struct NodeView {
     pub node: NodeName,
     /// How pods on other nodes are reached.
     pub fabric: FabricMode,
-    /// The network identifier of the VXLAN fabric.
-    pub vni: Vni,
-    /// UDP port of the VXLAN fabric. Flannel on Linux uses the kernel's default, 8472.
-    pub vxlan_port: u16,
+    /// What is set for each of the modes.
+    pub fabric_settings: FabricSettings,
     /// The prefixes that hold all pods of the cluster (`--cluster-cidr`), at most one per family.
     pub cluster_prefixes: Vec<IpNet>,
     /// The prefixes that hold all ClusterIPs.
@@ -83,6 +26,8 @@ pub struct NodeView {
     pub underlay_interface: String,
     /// MTU of the underlay link, in bytes.
     pub underlay_mtu: u32,
+    /// Who shares that link with this node; empty where the fabric does not ask.
+    pub segment: Segment,
     /// The name of the bridge that joins the node's pods.
     pub bridge: String,
     /// How Services are served.
@@ -98,18 +43,43 @@ impl NodeView {
         Family::ALL.into_iter().filter(|family| has(*family)).collect()
     }
 
-    /// The MTU of pods in bytes: the underlay's, less what the fabric adds.
+    /// How packets to nodes that no plain route reaches are wrapped, if they are.
+    pub fn encapsulation(&self) -> Option<Encapsulation> {
+        match self.fabric {
+            FabricMode::Vxlan => Some(Encapsulation::Vxlan),
+            FabricMode::Ipip => Some(Encapsulation::Ipip),
+            FabricMode::HostGw => self.fabric_settings.host_gw.beyond,
+            FabricMode::Alloc => None,
+        }
+    }
+
+    /// Whether nodes on this node's own link are reached without encapsulation.
+    pub fn routes_directly(&self) -> bool {
+        match self.fabric {
+            FabricMode::Vxlan => self.fabric_settings.vxlan.direct_routing,
+            FabricMode::Ipip => self.fabric_settings.ipip.direct_routing,
+            FabricMode::HostGw => true,
+            FabricMode::Alloc => false,
+        }
+    }
+
+    /// The MTU of pods in bytes: the underlay's, less what the fabric adds. It is the same for all peers,
+    /// also for those that a plain route reaches, since a pod's link has one.
     ///
     /// VXLAN adds an inner Ethernet header (14), VXLAN (8), UDP (8), and an outer IP header of
-    /// 20 bytes for IPv4 or 40 for IPv6 (RFC 7348 §4.3). The larger overhead that the node's
-    /// addresses can meet is subtracted, since one link carries both families.
+    /// 20 bytes for IPv4 or 40 for IPv6 (RFC 7348 §4.3); IP in IP adds the outer header alone (RFC 2003 §3.1,
+    /// RFC 2473 §3). The larger overhead that the node's addresses can meet is subtracted, since one link
+    /// carries both families.
     pub fn pod_mtu(&self, underlay_is_ipv6_too: bool) -> u32 {
-        let overhead = match self.fabric {
-            FabricMode::HostGw => 0,
-            FabricMode::Vxlan if underlay_is_ipv6_too => 70,
-            FabricMode::Vxlan => 50,
-        };
-        self.underlay_mtu.saturating_sub(overhead)
+        let outer = if underlay_is_ipv6_too { 40 } else { 20 };
+        match self.encapsulation() {
+            None => self.underlay_mtu,
+            Some(Encapsulation::Ipip) => self.underlay_mtu.saturating_sub(outer),
+            Some(Encapsulation::Vxlan) => {
+                let underlay = self.fabric_settings.vxlan.mtu.unwrap_or(self.underlay_mtu);
+                underlay.saturating_sub(outer + 30)
+            }
+        }
     }
 }
 
@@ -122,13 +92,13 @@ pub(crate) mod tests {
         NodeView {
             node: node.into(),
             fabric: FabricMode::Vxlan,
-            vni: Vni::new(1).unwrap(),
-            vxlan_port: 8472,
+            fabric_settings: FabricSettings::default(),
             cluster_prefixes: vec!["10.42.0.0/16".parse().unwrap()],
             service_prefixes: vec!["10.96.0.0/16".parse().unwrap()],
             masquerade: true,
             underlay_interface: "eth0".into(),
             underlay_mtu: 1500,
+            segment: Segment::new(vec!["192.168.64.0/24".parse().unwrap()], Vec::new()),
             bridge: "cni0".into(),
             proxy: ProxySettings::default(),
         }
@@ -138,12 +108,15 @@ pub(crate) mod tests {
     fn the_mtu_leaves_room_for_the_tunnel() {
         assert_eq!(view("a").pod_mtu(false), 1450);
         assert_eq!(view("a").pod_mtu(true), 1430);
-        assert_eq!(NodeView { fabric: FabricMode::HostGw, ..view("a") }.pod_mtu(true), 1500);
-    }
-
-    #[test]
-    fn an_unknown_fabric_is_refused_with_the_choices() {
-        let error = "geneve".parse::<FabricMode>().unwrap_err();
-        assert_eq!(error.to_string(), "`geneve` is not a fabric: use vxlan or host-gw");
+        let of = |fabric| NodeView { fabric, ..view("a") };
+        assert_eq!(of(FabricMode::HostGw).pod_mtu(true), 1500);
+        assert_eq!(of(FabricMode::Alloc).pod_mtu(true), 1500);
+        assert_eq!(of(FabricMode::Ipip).pod_mtu(false), 1480);
+        assert_eq!(of(FabricMode::Ipip).pod_mtu(true), 1460);
+        let mut mixed = of(FabricMode::HostGw);
+        mixed.fabric_settings.host_gw.beyond = Some(Encapsulation::Vxlan);
+        assert_eq!(mixed.pod_mtu(false), 1450);
+        mixed.fabric_settings.vxlan.mtu = Some(9000);
+        assert_eq!(mixed.pod_mtu(false), 8950);
     }
 }

@@ -29,6 +29,8 @@ const DRAINED_MAX: usize = 1 << 20;
 const IFLA_IFNAME: u16 = 3;
 const LINK_HEADER: usize = 16;
 const NUD_PERMANENT: u16 = 0x80;
+const AF_BRIDGE: u8 = 7;
+const NTF_SELF: u8 = 2;
 
 /// Something changed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,7 +41,7 @@ pub enum Event {
     Address,
     /// A route.
     Route,
-    /// A permanent neighbour or forwarding entry, or one that went.
+    /// A permanent neighbour, one that someone set, one that went, or a forwarding entry of a tunnel.
     Neighbour,
     /// Rules of one chain in a table of iptables' programs, by the backend that makes nftables of them.
     Rules(ChainName),
@@ -115,7 +117,7 @@ impl Monitor {
             if matches!(netfilter, Ok(None)) {
                 return None;
             }
-            self.take(netfilter, nftables::chain_event);
+            self.take(netfilter, |message, _| nftables::chain_event(message));
         }
         self.waiting.pop_front()
     }
@@ -123,7 +125,7 @@ impl Monitor {
     fn take(
         &mut self,
         received: Result<Option<Vec<(u32, OwnedMessage)>>, KernelError>,
-        event: impl Fn(&OwnedMessage) -> Option<Event>,
+        event: impl Fn(&OwnedMessage, u32) -> Option<Event>,
     ) {
         let Ok(messages) = received else {
             // Whatever is wrong with the socket, what we know may be stale.
@@ -133,7 +135,7 @@ impl Monitor {
         };
         for (port, message) in messages.unwrap_or_default() {
             let is_own = port != 0 && self.own_ports.contains(&port);
-            let Some(event) = event(&message).filter(|_| !is_own) else { continue };
+            let Some(event) = event(&message, port).filter(|_| !is_own) else { continue };
             if self.waiting.back() != Some(&event) {
                 self.waiting.push_back(event);
             }
@@ -162,7 +164,8 @@ fn receive(socket: &mut Socket) -> Result<Option<Vec<(u32, OwnedMessage)>>, Kern
     received
 }
 
-fn route_event(message: &OwnedMessage) -> Option<Event> {
+/// What a notification is of. The port is that of the request that caused it, and 0 where the kernel did it itself.
+fn route_event(message: &OwnedMessage, port: u32) -> Option<Event> {
     match message.kind {
         libc::RTM_NEWLINK | libc::RTM_DELLINK => {
             let name = message.attributes(LINK_HEADER).get(IFLA_IFNAME)?;
@@ -171,11 +174,13 @@ fn route_event(message: &OwnedMessage) -> Option<Event> {
         libc::RTM_NEWADDR | libc::RTM_DELADDR => Some(Event::Address),
         libc::RTM_NEWROUTE | libc::RTM_DELROUTE => Some(Event::Route),
         libc::RTM_DELNEIGH => Some(Event::Neighbour),
-        // The kernel's own neighbours come and go with traffic, and are no concern of ours.
+        // The kernel's own neighbours come and go with traffic, and are no concern of ours; a bridge's forwarding
+        // entries too. What someone puts in the place of a permanent neighbour need not be permanent.
         libc::RTM_NEWNEIGH => {
             let header: &[u8; 12] = message.header()?;
             let state = u16::from_ne_bytes([header[8], header[9]]);
-            (state & NUD_PERMANENT != 0).then_some(Event::Neighbour)
+            let is_of_tunnel = header[0] == AF_BRIDGE && header[10] & NTF_SELF != 0;
+            (state & NUD_PERMANENT != 0 || is_of_tunnel || port != 0).then_some(Event::Neighbour)
         }
         _ => None,
     }
@@ -233,8 +238,10 @@ mod tests {
         let mut header = vec![0; 12];
         let message = |payload: &Vec<u8>| OwnedMessage { kind: libc::RTM_NEWNEIGH, flags: 0, payload: payload.clone() };
         header[8] = 2;
-        assert_eq!(route_event(&message(&header)), None);
+        assert_eq!(route_event(&message(&header), 0), None);
+        // Someone set it, whatever its state.
+        assert_eq!(route_event(&message(&header), 7), Some(Event::Neighbour));
         header[8] = 0x80;
-        assert_eq!(route_event(&message(&header)), Some(Event::Neighbour));
+        assert_eq!(route_event(&message(&header), 0), Some(Event::Neighbour));
     }
 }

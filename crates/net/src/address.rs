@@ -243,6 +243,9 @@ impl From<MacAddress> for String {
 pub struct Vni(u32);
 
 impl Vni {
+    /// Flannel's default.
+    pub const ONE: Vni = Vni(1);
+
     /// The identifier, if it fits 24 bits.
     pub fn new(value: u32) -> Option<Vni> {
         (value < 1 << 24).then_some(Vni(value))

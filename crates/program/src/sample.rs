@@ -5,12 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use portolan_intent::FabricMode;
 pub use portolan_intent::NodeView;
 use portolan_intent::services::{
     Backend, Endpoints, Frontend, FrontendKey, FrontendKind, FrontendUpdate, Masquerade, ProxySettings,
 };
-use portolan_net::{Family, ObjectKey, ObjectKind, Origin, Port, Protocol, Vni};
+use portolan_intent::{FabricMode, FabricSettings, Segment};
+use portolan_net::{Family, ObjectKey, ObjectKind, Origin, Port, Protocol};
 use portolan_state::{AffinityTimeout, TrafficPolicy};
 
 /// The view of a node whose cluster has these pod prefixes.
@@ -18,13 +18,13 @@ pub fn view(cluster_prefixes: &[IpNet]) -> Option<NodeView> {
     Some(NodeView {
         node: "node-1".into(),
         fabric: FabricMode::HostGw,
-        vni: Vni::new(1)?,
-        vxlan_port: 8472,
+        fabric_settings: FabricSettings::default(),
         cluster_prefixes: cluster_prefixes.to_vec(),
         service_prefixes: Vec::new(),
         masquerade: true,
         underlay_interface: "eth0".into(),
         underlay_mtu: 1500,
+        segment: Segment::default(),
         bridge: "cni0".into(),
         proxy: ProxySettings::default(),
     })

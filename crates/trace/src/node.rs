@@ -311,14 +311,14 @@ impl Tracer<'_> {
                 });
             }
             ViaKind::Bridge { pod: Some(key) } => self.programs.netlink.pods.get(key),
-            ViaKind::Vxlan { .. } | ViaKind::Link => None,
+            ViaKind::Vxlan { .. } | ViaKind::Ipip { .. } | ViaKind::Link => None,
         };
         if to_pod.is_none() {
             self.hop(Stage::Route, "", self.packet, route, origin);
         }
         self.masquerade(device, gateway)?;
         Ok(match (kind, to_pod) {
-            (ViaKind::Vxlan { remote }, _) => {
+            (ViaKind::Vxlan { remote } | ViaKind::Ipip { remote }, _) => {
                 Exit::Underlay { next: remote, device: device.to_owned(), tunnelled: true }
             }
             (_, Some(pod)) => {
@@ -413,7 +413,7 @@ impl Tracer<'_> {
             None => destination.to_string(),
         };
         match (kind, gateway) {
-            (ViaKind::Vxlan { remote }, _) => format!("{prefix} via {device} → {remote}"),
+            (ViaKind::Vxlan { remote } | ViaKind::Ipip { remote }, _) => format!("{prefix} via {device} → {remote}"),
             (_, Some(gateway)) => format!("{prefix} via {gateway} dev {device}"),
             (_, None) => format!("{prefix} dev {device}"),
         }

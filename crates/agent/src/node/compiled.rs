@@ -1,10 +1,11 @@
 //! Intent and programs of one view, kept between cycles.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use portolan_intent::services::ServicesCompiler;
-use portolan_intent::{NodeView, fabric, masquerade, wiring};
+use portolan_intent::{Encapsulation, NodeView, Segment, fabric, masquerade, wiring};
 use portolan_net::Port;
 use portolan_program::netlink::{self, Surroundings};
 use portolan_program::{ipvs, nftables};
@@ -54,6 +55,13 @@ impl<P: KernelPort> Compiled<P> {
             problems: Vec::new(),
             view,
         }
+    }
+
+    /// Takes a view that differs in nothing, or in who shares the node's link: that decides the netlink room alone.
+    /// Returns whether it was taken.
+    pub(super) fn take_view(&mut self, view: &NodeView) -> bool {
+        self.view.segment.clone_from(&view.segment);
+        self.view == *view
     }
 
     /// Compiles all of the netlink room, and returns what it was.
@@ -140,18 +148,79 @@ pub(super) fn view(config: &AgentConfig, node: &Node, others: &Surroundings) -> 
         })?
     };
     // The configuration was checked when it was read.
-    let vni = config.vni().ok_or_else(|| Waiting::Kernel("the vni does not fit 24 bits".to_owned()))?;
-    Ok(NodeView {
+    let fabric_settings = config.fabric_settings().map_err(|error| Waiting::Kernel(error.to_string()))?;
+    let mut view = NodeView {
         node: config.node.clone(),
         fabric: config.fabric,
-        vni,
-        vxlan_port: config.vxlan_port,
+        fabric_settings,
         cluster_prefixes: config.cluster_prefixes.clone(),
         service_prefixes: config.service_prefixes.clone(),
         masquerade: config.masquerade,
         underlay_interface: underlay.name.clone(),
         underlay_mtu: underlay.mtu,
+        segment: Segment::default(),
         bridge: config.bridge.clone(),
         proxy: config.proxy_settings(),
-    })
+    };
+    // IPv6 in IP in IP asks too: what is near goes as it is.
+    if view.routes_directly() || view.encapsulation() == Some(Encapsulation::Ipip) {
+        view.segment = segment(&view.underlay_interface, others);
+    }
+    Ok(view)
+}
+
+/// Who shares a link with this node, by the routes that others made, the kernel above all: it makes one of each
+/// address's prefix.
+fn segment(link: &str, others: &Surroundings) -> Segment {
+    // Of equal destinations, the one of the lowest metric is taken.
+    let mut best: BTreeMap<IpNet, (u32, bool)> = BTreeMap::new();
+    for route in &others.routes {
+        let destination = route.destination;
+        let is_link_local = match destination.network() {
+            IpAddr::V4(address) => address.is_link_local() || address.is_multicast(),
+            IpAddr::V6(address) => address.is_unicast_link_local() || address.is_multicast(),
+        };
+        if is_link_local {
+            continue;
+        }
+        let entry = (route.metric, route.device == link && route.gateway.is_none());
+        best.entry(destination).and_modify(|known| *known = entry.min(*known)).or_insert(entry);
+    }
+    let (on_link, beyond): (Vec<_>, Vec<_>) = best.into_iter().partition(|(_, (_, is_on_link))| *is_on_link);
+    let prefixes = |found: Vec<(IpNet, (u32, bool))>| found.into_iter().map(|(prefix, _)| prefix).collect();
+    Segment::new(prefixes(on_link), prefixes(beyond))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portolan_program::netlink::ForeignRoute;
+
+    #[test]
+    fn the_segment_is_what_the_link_reaches_without_a_next_hop() {
+        let route = |destination: &str, gateway: Option<&str>, device: &str, metric| ForeignRoute {
+            destination: destination.parse().unwrap(),
+            device: device.into(),
+            gateway: gateway.map(|it| it.parse().unwrap()),
+            onlink: false,
+            metric,
+            protocol: 2,
+        };
+        let routes = vec![
+            route("192.168.64.0/24", None, "eth0", 100),
+            // A second link on the same prefix, which is taken only when the first is gone.
+            route("192.168.64.0/24", None, "eth1", 200),
+            route("192.168.70.0/24", None, "eth1", 0),
+            route("192.168.70.0/24", None, "eth0", 10),
+            route("0.0.0.0/0", Some("192.168.64.1"), "eth0", 0),
+            route("192.168.64.200/32", Some("192.168.64.1"), "eth0", 0),
+            route("fe80::/64", None, "eth0", 256),
+            route("fd00:64::/64", None, "eth0", 256),
+        ];
+        let segment = segment("eth0", &Surroundings { routes, ..Surroundings::default() });
+        let is_near = |address: &str| segment.has(address.parse().unwrap());
+        assert!(is_near("192.168.64.12") && is_near("fd00:64::12"));
+        assert!(!is_near("192.168.64.200") && !is_near("192.168.70.1") && !is_near("192.168.65.1"));
+        assert_eq!(segment.prefixes().len(), 2);
+    }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use portolan_intent::services::HealthCheck;
-use portolan_intent::{FabricMode, NodeView, wiring};
+use portolan_intent::{Encapsulation, NodeView, wiring};
 use portolan_kernel::KernelError;
 use portolan_kernel::monitor::{ChainName, Event};
 use portolan_net::{Family, IpNet, MacAddress, ObjectKey, ObjectKind};
@@ -182,8 +182,8 @@ impl<P: KernelPort> Engine<P> {
 
     /// The hardware addresses that other nodes must know for the VXLAN fabric, by family.
     pub fn vtep_macs(&self) -> Option<[MacAddress; 2]> {
-        let view = self.view().filter(|view| view.fabric == FabricMode::Vxlan)?;
-        let mac = |family| netlink::fabric::vtep_mac(&view.node, view.vni, family);
+        let view = self.view().filter(|view| view.encapsulation() == Some(Encapsulation::Vxlan))?;
+        let mac = |family| netlink::fabric::vtep_mac(&view.node, view.fabric_settings.vxlan.vni, family);
         Some([mac(Family::V4), mac(Family::V6)])
     }
 
@@ -201,7 +201,7 @@ impl<P: KernelPort> Engine<P> {
                 .filter(|family| has(*family))
                 .filter_map(|family| node.address(family))
                 .collect(),
-            vni: self.vtep_macs().map(|_| view.vni),
+            vni: self.vtep_macs().map(|_| view.fabric_settings.vxlan.vni),
             vtep_mac_v4: mac_v4.filter(|_| has(Family::V4)),
             vtep_mac_v6: mac_v6.filter(|_| has(Family::V6)),
         };
@@ -379,7 +379,7 @@ impl<P: KernelPort> Engine<P> {
         let observed = self.port.observe_netlink().map_err(unreadable)?;
         self.others = observed.others;
         let view = view(&self.config, node, &self.others)?;
-        let is_known = self.compiled.as_ref().is_some_and(|compiled| compiled.view == view);
+        let is_known = self.compiled.as_mut().is_some_and(|compiled| compiled.take_view(&view));
         let tables = if is_known && !self.stale.nftables {
             None
         } else {

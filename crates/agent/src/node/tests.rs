@@ -7,7 +7,7 @@ use portolan_cni::{Command, NetworkConfiguration, Parameters, Request, Response}
 use portolan_kernel::netlink::Observed;
 use portolan_kernel::{FakeKernel, KernelError};
 use portolan_net::ObjectKind;
-use portolan_program::netlink::{Change as Step, ForeignLink, Surroundings};
+use portolan_program::netlink::{Change as Step, ForeignLink, ForeignRoute, Surroundings};
 use portolan_program::{netlink, nftables};
 use portolan_state::{Attachment, AttachmentKey, Change, Node, Object, ObjectRef};
 
@@ -90,7 +90,15 @@ fn engine() -> Engine<Port> {
             mtu: 1500,
             up: true,
         }],
-        ..Surroundings::default()
+        // As the kernel makes it of the address.
+        routes: vec![ForeignRoute {
+            destination: "192.168.64.0/24".parse().unwrap(),
+            device: "eth0".into(),
+            gateway: None,
+            onlink: false,
+            metric: 0,
+            protocol: 2,
+        }],
     };
     Engine::new(config, Port { kernel: FakeKernel::new(others), ..Port::default() }, Arc::new(Metrics::new()))
 }

@@ -404,10 +404,13 @@ pub fn line_difference(expected: &str, found: &str) -> String {
 }
 
 fn config_of(node: &NodeName, settings: &Settings) -> Result<AgentConfig, String> {
-    let config = json!({
+    let mut config = json!({
         "node": node, "kubernetes": {}, "fabric": settings.fabric, "clusterPrefixes": settings.pods,
         "servicePrefixes": settings.services, "masquerade": settings.masquerade,
     });
+    for ((section, field), value) in &settings.fabric_options {
+        config[section][field] = value.clone();
+    }
     serde_json::from_value(config).map_err(|error| error.to_string())
 }
 

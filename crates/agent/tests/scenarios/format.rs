@@ -70,6 +70,8 @@ pub enum Verb {
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub fabric: FabricMode,
+    /// The fields of the fabric's sections, by section and field.
+    pub fabric_options: BTreeMap<(String, String), serde_json::Value>,
     pub pods: Vec<IpNet>,
     pub services: Vec<IpNet>,
     pub masquerade: bool,
@@ -95,6 +97,8 @@ pub enum Act {
     EmptySet(Family, String),
     FlushChain(Family, String),
     SetMtu(String, u32),
+    SetMac(String, MacAddress),
+    Redirect(MacAddress, IpAddr),
     SetSysctl(String, String),
     AddRoute(IpNet, IpAddr, String),
     DropRoute(IpNet),
@@ -302,12 +306,21 @@ impl Settings {
         let prefixes = |text: &str| text.split(',').map(value).collect::<Result<Vec<IpNet>, _>>();
         for word in words.iter().map(AsRef::as_ref) {
             match word.split_once('=') {
+                Some((field, text)) if field.contains('.') => {
+                    let (section, field) = field.split_once('.').unwrap_or_default();
+                    let value = serde_json::from_str(text).unwrap_or_else(|_| text.into());
+                    self.fabric_options.insert((section.to_owned(), field.to_owned()), value);
+                }
                 Some(("fabric", mode)) => self.fabric = value(mode)?,
                 Some(("pods", text)) => self.pods = prefixes(text)?,
                 Some(("services", text)) => self.services = prefixes(text)?,
                 Some(("masquerade", "yes")) => self.masquerade = true,
                 Some(("masquerade", "no")) => self.masquerade = false,
-                _ => return Err(format!("`{word}` is not fabric=…, pods=…, services=… or masquerade=yes|no")),
+                _ => {
+                    return Err(format!(
+                        "`{word}` is not fabric=…, SECTION.FIELD=…, pods=…, services=… or masquerade=yes|no"
+                    ));
+                }
             }
         }
         Ok(())
@@ -318,7 +331,8 @@ impl Default for Settings {
     fn default() -> Settings {
         let prefix = |text: &str| vec![text.parse().unwrap()];
         let (pods, services) = (prefix("10.42.0.0/16"), prefix("10.96.0.0/16"));
-        Settings { fabric: FabricMode::Vxlan, pods, services, masquerade: true }
+        let fabric_options = BTreeMap::new();
+        Settings { fabric: FabricMode::Vxlan, fabric_options, pods, services, masquerade: true }
     }
 }
 
@@ -339,6 +353,8 @@ fn act(words: &[&str]) -> Result<Act, String> {
         ["empty", "set", of, name] => Act::EmptySet(family(of)?, (*name).into()),
         ["flush", "chain", of, name] => Act::FlushChain(family(of)?, (*name).into()),
         ["set", "mtu", name, mtu] => Act::SetMtu((*name).into(), value(mtu)?),
+        ["set", "mac", name, mac] => Act::SetMac((*name).into(), value(mac)?),
+        ["redirect", mac, "to", address] => Act::Redirect(value(mac)?, value(address)?),
         ["set", "sysctl", path, to] => Act::SetSysctl((*path).into(), (*to).into()),
         ["add", "route", prefix, "via", gateway, "dev", device] => {
             Act::AddRoute(value(prefix)?, value(gateway)?, (*device).into())

@@ -130,6 +130,16 @@ pub fn perform(act: &Act, kernel: &mut FakeKernel, theirs: &mut Surroundings) ->
             link.mtu = *mtu;
             Ok(Event::Link(name.clone()))
         }
+        Act::SetMac(name, mac) => {
+            let link = kernel.netlink_mut().0.links.get_mut(name).ok_or_else(absent)?;
+            link.mac = Some(*mac);
+            Ok(Event::Link(name.clone()))
+        }
+        Act::Redirect(mac, remote) => {
+            let mut entries = kernel.netlink_mut().0.forwarding.values_mut();
+            entries.find(|it| it.mac == *mac).ok_or_else(absent)?.remote = *remote;
+            Ok(Event::Neighbour)
+        }
         Act::SetSysctl(path, value) => {
             let sysctl = kernel.netlink_mut().0.sysctls.get_mut(path).ok_or_else(absent)?;
             sysctl.value.clone_from(value);
@@ -191,6 +201,11 @@ fn perform_on_surroundings(act: &Act, theirs: &mut Surroundings) -> Option<Event
         Act::Readdress(from, to) => {
             let (_, prefix) = theirs.addresses.iter_mut().find(|(_, prefix)| prefix == from)?;
             *prefix = *to;
+            // The kernel moves the route of the address's prefix.
+            let is_of_prefix = |route: &&mut ForeignRoute| route.destination == from.trunc() && route.gateway.is_none();
+            if let Some(route) = theirs.routes.iter_mut().find(is_of_prefix) {
+                route.destination = to.trunc();
+            }
             Some(Event::Address)
         }
         _ => None,

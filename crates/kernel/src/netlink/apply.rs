@@ -113,7 +113,8 @@ fn spec(netlink: &Netlink, route: &Route) -> Result<RouteSpec, KernelError> {
     Ok(RouteSpec {
         destination: route.destination,
         index: netlink.index(&route.device)?,
-        gateway: Some(route.gateway),
+        // One that was read without a next hop has none to be removed with.
+        gateway: Some(route.gateway).filter(|gateway| !gateway.is_unspecified()),
         onlink: route.onlink,
         protocol: ROUTE_PROTOCOL,
     })
@@ -158,10 +159,10 @@ fn adopt_route(netlink: &mut Netlink, route: &Route) -> Result<(), KernelError> 
 
 fn create_link(netlink: &mut Netlink, link: &Link) -> Result<(), KernelError> {
     let underlay = match &link.kind {
-        LinkKind::Bridge => None,
+        LinkKind::Bridge | LinkKind::Ipip { .. } => None,
         LinkKind::Vxlan { underlay, .. } => Some(netlink.index(underlay)?),
     };
-    match netlink.socket.request(wire::create_link(&link.name, &link.kind, Some(link.mac), underlay)) {
+    match netlink.socket.request(wire::create_link(&link.name, &link.kind, link.mac, underlay)) {
         Err(error) if error.errno() == Some(Errno::EEXIST) => {
             check_adoptable(netlink, link, error)?;
             adjust_link(netlink, link)
@@ -175,16 +176,17 @@ fn create_link(netlink: &mut Netlink, link: &Link) -> Result<(), KernelError> {
 fn check_adoptable(netlink: &mut Netlink, link: &Link, error: KernelError) -> Result<(), KernelError> {
     let links = observe::links(&mut netlink.socket)?;
     let Some(there) = links.iter().find(|it| it.name == link.name) else {
-        // The kernel has one tunnel per identifier and port, whatever its name.
-        let same_tunnel = links.iter().find(|it| match (&it.detail, &link.kind) {
+        // The kernel has one tunnel per identifier and port, or per pair of ends, whatever its name.
+        let same_tunnel = links.iter().find_map(|it| match (&it.detail, &link.kind) {
             (Some(LinkKind::Vxlan { vni, port, .. }), LinkKind::Vxlan { vni: wanted, port: on, .. }) => {
-                (vni, port) == (wanted, on)
+                ((vni, port) == (wanted, on)).then_some((it, "identifier and port"))
             }
-            _ => false,
+            (Some(held @ LinkKind::Ipip { .. }), wanted) => (held == wanted).then_some((it, "ends")),
+            _ => None,
         });
-        return Err(same_tunnel.map_or(error, |it| KernelError::Foreign {
+        return Err(same_tunnel.map_or(error, |(it, what)| KernelError::Foreign {
             name: it.name.clone(),
-            difference: format!("it holds the identifier and port that {} needs", link.name),
+            difference: format!("it holds the {what} that {} needs", link.name),
         }));
     };
     if there.detail.as_ref() == Some(&link.kind) {
@@ -199,9 +201,11 @@ fn check_adoptable(netlink: &mut Netlink, link: &Link, error: KernelError) -> Re
 
 fn adjust_link(netlink: &mut Netlink, link: &Link) -> Result<(), KernelError> {
     let index = netlink.index(&link.name)?;
+    // The pods of a bridge hold its hardware address in their caches. A tunnel is not told the one it has: with each
+    // that it is told, the kernel forgets all neighbours on it.
+    let is = netlink.socket.query(wire::get_link(index))?.iter().find_map(observe::link).and_then(|it| it.mac);
     let settings = Settings {
-        // The pods of a bridge hold its hardware address in their caches.
-        mac: (link.kind != LinkKind::Bridge).then_some(link.mac),
+        mac: link.mac.filter(|mac| link.kind != LinkKind::Bridge && is != Some(*mac)),
         mtu: Some(link.mtu),
         alias: Some(&link.alias),
         up: Some(link.up),

@@ -41,7 +41,6 @@ pub(super) struct ReadLink {
     pub(super) up: bool,
     pub(super) master: Option<u32>,
     pub(super) hairpin: bool,
-    learning: bool,
 }
 
 /// An address as it was read.
@@ -120,11 +119,11 @@ fn sort_link(link: &ReadLink, names: &BTreeMap<u32, &str>, observed: &mut Observ
         observed.ours.pods.insert(key, pod);
         return;
     }
-    if let (true, Some(kind), Some(mac)) = (link.alias.starts_with(LINK_ALIAS_PREFIX), &link.detail, link.mac) {
+    if let (true, Some(kind)) = (link.alias.starts_with(LINK_ALIAS_PREFIX), &link.detail) {
         let ours = Link {
             name: link.name.clone(),
             kind: kind.clone(),
-            mac,
+            mac: link.mac,
             mtu: link.mtu,
             alias: link.alias.clone(),
             up: link.up,
@@ -136,8 +135,7 @@ fn sort_link(link: &ReadLink, names: &BTreeMap<u32, &str>, observed: &mut Observ
     observed.others.links.push(ForeignLink {
         name: link.name.clone(),
         kind: link.kind.clone(),
-        // A tunnel that learns is none that we would make.
-        detail: link.detail.clone().filter(|_| !link.learning),
+        detail: link.detail.clone(),
         mac: link.mac,
         mtu: link.mtu,
         up: link.up,
@@ -157,13 +155,19 @@ fn sort_address(address: &ReadAddress, device: &str, observed: &mut Observed) {
 fn sort_route(route: &ReadRoute, device: &str, observed: &mut Observed) {
     let device = device.to_owned();
     let ReadRoute { destination, gateway, onlink, metric, protocol, .. } = *route;
-    match gateway {
-        Some(gateway) if protocol == ROUTE_PROTOCOL => {
-            let ours = Route { destination, device, gateway, onlink, origin: read_back() };
-            observed.ours.routes.insert(destination, ours);
-        }
-        _ => observed.others.routes.push(ForeignRoute { destination, device, gateway, onlink, metric, protocol }),
+    if protocol == ROUTE_PROTOCOL {
+        // We make none without a next hop; whoever took it away leaves a route that is still ours to mend.
+        let gateway = gateway.unwrap_or_else(|| unspecified(destination.addr()));
+        let ours = Route { destination, device, gateway, onlink, origin: read_back() };
+        observed.ours.routes.insert(destination, ours);
+    } else {
+        observed.others.routes.push(ForeignRoute { destination, device, gateway, onlink, metric, protocol });
     }
+}
+
+/// The address of a family that is none.
+fn unspecified(of: IpAddr) -> IpAddr {
+    if of.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
 fn read_neighbours(socket: &mut Socket, tunnel: &ReadLink, ours: &mut Program) -> Result<(), KernelError> {
@@ -209,7 +213,7 @@ pub(super) fn links(socket: &mut Socket) -> Result<Vec<ReadLink>, KernelError> {
     Ok(links)
 }
 
-fn link(message: &OwnedMessage) -> Option<ReadLink> {
+pub(super) fn link(message: &OwnedMessage) -> Option<ReadLink> {
     let header: &[u8; wire::LINK_HEADER] = message.header()?;
     let mut link = ReadLink {
         index: u32::from_ne_bytes([header[4], header[5], header[6], header[7]]),
@@ -239,11 +243,8 @@ fn link_info(info: &Attributes<'_>, link: &mut ReadLink) {
     }
     link.detail = match link.kind.as_str() {
         "bridge" => Some(LinkKind::Bridge),
-        "vxlan" => info.get(wire::INFO_DATA).and_then(|it| {
-            let data = it.nested();
-            link.learning = data.get(wire::VXLAN_LEARNING).and_then(|it| it.u8()) == Some(1);
-            vxlan(&data)
-        }),
+        "vxlan" => info.get(wire::INFO_DATA).and_then(|it| vxlan(&it.nested())),
+        "ipip" | "ip6tnl" => info.get(wire::INFO_DATA).and_then(|it| ipip(&it.nested())),
         _ => None,
     };
 }
@@ -255,6 +256,22 @@ fn vxlan(data: &Attributes<'_>) -> Option<LinkKind> {
         port: data.get(wire::VXLAN_PORT)?.u16_be()?,
         local: local.and_then(|it| it.address()).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         underlay: data.get(wire::VXLAN_LINK).and_then(|it| it.u32()).map(|index| index.to_string()).unwrap_or_default(),
+        gbp: data.get(wire::VXLAN_GBP).is_some(),
+        learning: data.get(wire::VXLAN_LEARNING).and_then(|it| it.u8()) == Some(1),
+    })
+}
+
+/// A tunnel of IP in IP; `None` for one that gets its ends from elsewhere, or carries something else.
+fn ipip(data: &Attributes<'_>) -> Option<LinkKind> {
+    let address = |kind| data.get(kind).and_then(|it| it.address());
+    let local = address(wire::IPTUN_LOCAL)?;
+    let own_protocol = if local.is_ipv4() { libc::IPPROTO_IPIP } else { libc::IPPROTO_IPV6 };
+    // 0 is any: what flanneld and ip-link(8) make.
+    let protocol = data.get(wire::IPTUN_PROTO).and_then(|it| it.u8()).map_or(0, i32::from);
+    let is_plain = data.get(wire::IPTUN_COLLECT_METADATA).is_none() && [0, own_protocol].contains(&protocol);
+    is_plain.then(|| LinkKind::Ipip {
+        local,
+        remote: address(wire::IPTUN_REMOTE).filter(|remote| !remote.is_unspecified()),
     })
 }
 

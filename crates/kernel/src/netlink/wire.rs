@@ -1,5 +1,5 @@
 //! rtnetlink(7) requests as bytes. Numbers are the kernel's, from `linux/if_link.h`, `if_addr.h`,
-//! `rtnetlink.h`, `neighbour.h`, `if_bridge.h` and `veth.h`.
+//! `rtnetlink.h`, `neighbour.h`, `if_bridge.h`, `if_tunnel.h`, `ip6_tunnel.h` and `veth.h`.
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -36,6 +36,15 @@ pub(super) const VXLAN_LOCAL: u16 = 4;
 pub(super) const VXLAN_LEARNING: u16 = 7;
 pub(super) const VXLAN_PORT: u16 = 15;
 pub(super) const VXLAN_LOCAL6: u16 = 17;
+pub(super) const VXLAN_GBP: u16 = 23;
+pub(super) const IPTUN_LOCAL: u16 = 2;
+pub(super) const IPTUN_REMOTE: u16 = 3;
+const IPTUN_FLAGS: u16 = 8;
+pub(super) const IPTUN_PROTO: u16 = 9;
+const IPTUN_PMTUDISC: u16 = 10;
+pub(super) const IPTUN_COLLECT_METADATA: u16 = 19;
+/// `IP6_TNL_F_IGN_ENCAP_LIMIT`: without the option of RFC 2473 §4.1.1, which costs 8 bytes and which firewalls drop.
+const IP6_TUNNEL_WITHOUT_LIMIT: u32 = 1;
 pub(super) const BRIDGE_PORT_MODE: u16 = 4;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
@@ -137,7 +146,7 @@ pub(crate) fn create_link(name: &str, kind: &LinkKind, mac: Option<MacAddress>, 
         LinkKind::Bridge => {
             info.put_str(INFO_KIND, "bridge");
         }
-        LinkKind::Vxlan { vni, port, local, underlay: _ } => {
+        LinkKind::Vxlan { vni, port, local, underlay: _, gbp, learning } => {
             info.put_str(INFO_KIND, "vxlan");
             info.nested(INFO_DATA, |data| {
                 data.put_u32(VXLAN_ID, vni.get());
@@ -145,8 +154,27 @@ pub(crate) fn create_link(name: &str, kind: &LinkKind, mac: Option<MacAddress>, 
                     data.put_u32(VXLAN_LINK, index);
                 }
                 data.put_address(if local.is_ipv4() { VXLAN_LOCAL } else { VXLAN_LOCAL6 }, *local);
-                data.put_u8(VXLAN_LEARNING, 0);
+                data.put_u8(VXLAN_LEARNING, u8::from(*learning));
+                if *gbp {
+                    data.put_flag(VXLAN_GBP);
+                }
                 data.put_u16_be(VXLAN_PORT, *port);
+            });
+        }
+        LinkKind::Ipip { local, remote } => {
+            info.put_str(INFO_KIND, if local.is_ipv4() { "ipip" } else { "ip6tnl" });
+            info.nested(INFO_DATA, |data| {
+                data.put_address(IPTUN_LOCAL, *local);
+                if let Some(remote) = remote {
+                    data.put_address(IPTUN_REMOTE, *remote);
+                }
+                // Both families: the sender of a packet that is too large is told, whoever forwards it.
+                if local.is_ipv4() {
+                    data.put_u8(IPTUN_PMTUDISC, 1);
+                } else {
+                    data.put_u8(IPTUN_PROTO, libc::IPPROTO_IPV6 as u8);
+                    data.put_u32(IPTUN_FLAGS, IP6_TUNNEL_WITHOUT_LIMIT);
+                }
             });
         }
     });

@@ -137,10 +137,11 @@ impl fmt::Display for Change {
             Change::RemovePod(it) => write!(f, "ip link del {}", it.host_interface),
             Change::RemoveLink(it) => write!(f, "ip link del {}", it.name),
             Change::CreateLink(it) => {
-                write!(f, "ip link add {} address {} mtu {} up type {}", it.name, it.mac, it.mtu, KindText(&it.kind))
+                let kind = KindText(&it.kind);
+                write!(f, "ip link add {}{} mtu {} up type {kind}", it.name, AddressText(it.mac), it.mtu)
             }
             Change::AdjustLink(it) => {
-                write!(f, "ip link set {} address {} mtu {} alias {} up", it.name, it.mac, it.mtu, it.alias)
+                write!(f, "ip link set {}{} mtu {} alias {} up", it.name, AddressText(it.mac), it.mtu, it.alias)
             }
             Change::SetSysctl { path, value } => write!(f, "sysctl -w {path}={value}"),
             Change::CreatePod(it) => write!(
@@ -176,13 +177,26 @@ fn family(address: IpAddr) -> &'static str {
     }
 }
 
+/// A link's hardware address as `ip link` is told it, where there is one.
+struct AddressText(Option<MacAddress>);
+
+impl fmt::Display for AddressText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |mac| write!(f, " address {mac}"))
+    }
+}
+
 /// A route as `ip route` writes it.
 pub(super) struct RouteText<'a>(pub(super) &'a Route);
 
 impl fmt::Display for RouteText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Route { destination, device, gateway, onlink, origin: _ } = self.0;
-        write!(f, "{destination} via {gateway} dev {device} proto {ROUTE_PROTOCOL}")?;
+        write!(f, "{destination}")?;
+        if !gateway.is_unspecified() {
+            write!(f, " via {gateway}")?;
+        }
+        write!(f, " dev {device} proto {ROUTE_PROTOCOL}")?;
         if *onlink { f.write_str(" onlink") } else { Ok(()) }
     }
 }
@@ -194,8 +208,17 @@ impl fmt::Display for KindText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             LinkKind::Bridge => f.write_str("bridge"),
-            LinkKind::Vxlan { vni, port, local, underlay } => {
-                write!(f, "vxlan id {vni} local {local} dev {underlay} dstport {port} nolearning")
+            LinkKind::Vxlan { vni, port, local, underlay, gbp, learning } => {
+                let learning = if *learning { "learning" } else { "nolearning" };
+                let gbp = if *gbp { " gbp" } else { "" };
+                write!(f, "vxlan id {vni} local {local} dev {underlay} dstport {port} {learning}{gbp}")
+            }
+            LinkKind::Ipip { local, remote } => {
+                let kind = if local.is_ipv4() { "ipip" } else { "ip6tnl mode ip6ip6 encaplimit none" };
+                match remote {
+                    Some(remote) => write!(f, "{kind} remote {remote} local {local}"),
+                    None => write!(f, "{kind} remote any local {local}"),
+                }
             }
         }
     }

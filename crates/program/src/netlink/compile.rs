@@ -56,7 +56,7 @@ fn compile_bridge(wiring: &WiringIntent, view: &NodeView, program: &mut Program)
     let bridge = Link {
         name: view.bridge.clone(),
         kind: LinkKind::Bridge,
-        mac: bridge_mac(&view.node, &view.bridge),
+        mac: Some(bridge_mac(&view.node, &view.bridge)),
         mtu: wiring.mtu,
         alias: format!("{LINK_ALIAS_PREFIX}bridge"),
         up: true,

@@ -13,7 +13,14 @@ pub fn diff(desired: &Program, observed: &Program, others: &Surroundings) -> Vec
     let gone = diff_links(desired, observed, &mut changes);
     let stays = |device: &str| !gone.contains(device);
     diff_addresses(desired, observed, others, &stays, &mut changes);
-    diff_neighbours(desired, observed, &stays, &mut changes);
+    // A link that is given another hardware address forgets its neighbours (`neigh_changeaddr`).
+    let is_another = |(name, want): &(&String, &Link)| {
+        observed.links.get(*name).is_some_and(|is| want.kind != LinkKind::Bridge && want.mac != is.mac)
+    };
+    let forgetful: BTreeSet<&str> = desired.links.iter().filter(is_another).map(|(name, _)| name.as_str()).collect();
+    let keeps = |device: &str| stays(device) && !forgetful.contains(device);
+    diff_neighbours(desired, observed, &keeps, &mut changes);
+    diff_forwarding(desired, observed, &stays, &mut changes);
     diff_routes(desired, observed, others, &stays, &mut changes);
     diff_pods(desired, observed, &stays, &mut changes);
     for (path, sysctl) in &desired.sysctls {
@@ -88,15 +95,18 @@ fn diff_neighbours(desired: &Program, observed: &Program, stays: &impl Fn(&str) 
             changes.push(Change::RemoveNeighbour(is.clone()));
         }
     }
-    for (key, is) in observed.forwarding.iter().filter(|((device, _), _)| stays(device)) {
-        if !desired.forwarding.contains_key(key) {
-            changes.push(Change::RemoveForwarding(is.clone()));
-        }
-    }
     for (key, want) in &desired.neighbours {
         let is = observed.neighbours.get(key).filter(|is| stays(&is.device));
         if is.is_none_or(|is| is.mac != want.mac) {
             changes.push(Change::SetNeighbour(want.clone()));
+        }
+    }
+}
+
+fn diff_forwarding(desired: &Program, observed: &Program, stays: &impl Fn(&str) -> bool, changes: &mut Vec<Change>) {
+    for (key, is) in observed.forwarding.iter().filter(|((device, _), _)| stays(device)) {
+        if !desired.forwarding.contains_key(key) {
+            changes.push(Change::RemoveForwarding(is.clone()));
         }
     }
     for (key, want) in &desired.forwarding {

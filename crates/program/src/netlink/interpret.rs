@@ -49,8 +49,13 @@ pub enum ViaKind {
         /// The pod interface that holds the destination; `None` where no pod of ours does.
         pod: Option<AttachmentKey>,
     },
-    /// Through a tunnel.
+    /// Through a VXLAN tunnel.
     Vxlan {
+        /// The node at the far end.
+        remote: IpAddr,
+    },
+    /// Through a tunnel of IP in IP.
+    Ipip {
         /// The node at the far end.
         remote: IpAddr,
     },
@@ -171,6 +176,7 @@ fn way(program: &Program, best: &Candidate<'_>, destination: IpAddr) -> Result<V
     match program.links.get(best.device).map(|link| &link.kind) {
         None => Ok(ViaKind::Link),
         Some(LinkKind::Bridge) => Ok(ViaKind::Bridge { pod: program.pod_of(next_hop).map(|pod| pod.key.clone()) }),
+        Some(LinkKind::Ipip { remote, .. }) => Ok(ViaKind::Ipip { remote: remote.unwrap_or(next_hop) }),
         Some(LinkKind::Vxlan { .. }) => {
             let device = best.device.to_owned();
             let neighbour = program

@@ -1,7 +1,7 @@
 //! Links, addresses, routes, neighbours, forwarding entries, pod interfaces and sysctls.
 //!
 //! ```text
-//!  FabricIntent ─▶ fabric/{vxlan,host_gw} ─┐
+//!  FabricIntent ─▶ fabric/{vxlan,ipip,…} ──┐
 //!  WiringIntent ─▶ compile ────────────────┴▶ Program ─▶ diff(observed) ─▶ Vec<Change>
 //!                                             ├▶ render: what `ip` and `bridge` would print
 //!                                             └▶ interpret: where the kernel would send a packet

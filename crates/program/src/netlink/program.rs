@@ -42,8 +42,9 @@ pub struct Link {
     pub name: String,
     /// What it is.
     pub kind: LinkKind,
-    /// Its hardware address. A bridge gets it when it is made; one that was adopted keeps its own.
-    pub mac: MacAddress,
+    /// Its hardware address, where its kind has one. A bridge gets it when it is made; one that was adopted keeps
+    /// its own.
+    pub mac: Option<MacAddress>,
     /// MTU in bytes.
     pub mtu: u32,
     /// The mark that it is ours.
@@ -60,7 +61,7 @@ pub struct Link {
 pub enum LinkKind {
     /// An Ethernet bridge.
     Bridge,
-    /// A VXLAN tunnel (RFC 7348) that learns nothing: all peers are programmed.
+    /// A VXLAN tunnel (RFC 7348), whose peers are programmed.
     Vxlan {
         /// The network identifier.
         vni: Vni,
@@ -70,6 +71,18 @@ pub enum LinkKind {
         local: IpAddr,
         /// The link that they leave by.
         underlay: String,
+        /// Whether packets carry the mark of a group-based policy.
+        gbp: bool,
+        /// Whether it makes forwarding entries of its own from what comes.
+        learning: bool,
+    },
+    /// A tunnel of IP in IP: IPv4 in IPv4 (RFC 2003) or IPv6 in IPv6 (RFC 2473), by the family of its addresses. One
+    /// without a far end sends each packet to its route's next hop.
+    Ipip {
+        /// The node's address that tunnelled packets come from.
+        local: IpAddr,
+        /// The far end; none in tunnels that we make.
+        remote: Option<IpAddr>,
     },
 }
 
@@ -91,7 +104,7 @@ pub struct Route {
     pub destination: IpNet,
     /// The link by which packets leave.
     pub device: String,
-    /// The next hop.
+    /// The next hop; unspecified in a route that was read back and has none.
     pub gateway: IpAddr,
     /// Whether the next hop counts as reachable although no prefix of the link holds it.
     pub onlink: bool,

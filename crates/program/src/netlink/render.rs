@@ -6,7 +6,7 @@ use std::fmt::{self, Write};
 use portolan_net::Origin;
 
 use super::change::{KindText, RouteText};
-use super::{PodLink, Program};
+use super::{LinkKind, PodLink, Program};
 
 /// The program as text, in a fixed order.
 pub fn render(program: &Program) -> String {
@@ -20,7 +20,12 @@ fn write(program: &Program, out: &mut String) -> fmt::Result {
     heading(out, "ip -d link", program.links.is_empty())?;
     for link in program.links.values() {
         writeln!(out, "{}: mtu {} up{}", link.name, link.mtu, reason(&link.origin))?;
-        writeln!(out, "    link/ether {}", link.mac)?;
+        match (link.mac, &link.kind) {
+            (Some(mac), _) => writeln!(out, "    link/ether {mac}")?,
+            (None, LinkKind::Ipip { local, .. }) if local.is_ipv6() => writeln!(out, "    link/tunnel6 {local}")?,
+            (None, LinkKind::Ipip { local, .. }) => writeln!(out, "    link/ipip {local}")?,
+            (None, _) => {}
+        }
         writeln!(out, "    {}", KindText(&link.kind))?;
         writeln!(out, "    alias {}", link.alias)?;
     }

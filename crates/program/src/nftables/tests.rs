@@ -10,8 +10,8 @@ use portolan_intent::masquerade::MasqueradeIntent;
 use portolan_intent::services::{
     Backend, Endpoints, Frontend, FrontendKey, FrontendKind, FrontendUpdate, Masquerade, ServicesIntent,
 };
-use portolan_intent::{FabricMode, NodeView};
-use portolan_net::{Family, ObjectKey, ObjectKind, Origin, Port, Protocol, Vni};
+use portolan_intent::{FabricMode, FabricSettings, NodeView, Segment};
+use portolan_net::{Family, ObjectKey, ObjectKind, Origin, Port, Protocol};
 use portolan_state::{AffinityTimeout, TrafficPolicy};
 use proptest::prelude::*;
 
@@ -24,13 +24,13 @@ pub(super) fn view() -> NodeView {
     NodeView {
         node: "node-1".into(),
         fabric: FabricMode::Vxlan,
-        vni: Vni::new(1).unwrap(),
-        vxlan_port: 8472,
+        fabric_settings: FabricSettings::default(),
         cluster_prefixes: vec!["10.42.0.0/16".parse().unwrap(), "fd42::/48".parse().unwrap()],
         service_prefixes: vec!["10.96.0.0/16".parse().unwrap(), "fd96::/112".parse().unwrap()],
         masquerade: true,
         underlay_interface: "eth0".into(),
         underlay_mtu: 1500,
+        segment: Segment::default(),
         bridge: "cni0".into(),
         proxy: portolan_intent::services::ProxySettings::default(),
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use portolan_intent::fabric::{FabricIntent, Peer};
+use portolan_intent::fabric::{FabricIntent, Peer, Way};
 use portolan_net::{ObjectKey, ObjectKind, Origin, Port};
 use proptest::prelude::*;
 
@@ -14,7 +14,7 @@ fn peer(name: &str, address: &str) -> Peer {
     Peer {
         node: name.into(),
         address: address.parse().unwrap(),
-        vtep_mac: None,
+        way: Way::Direct,
         origin: Origin::object(ObjectKind::Node, ObjectKey::cluster(name)),
     }
 }

@@ -5,8 +5,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use portolan_intent::services::{FrontendUpdate, ProxySettings, ServicesCompiler};
-use portolan_intent::{FabricMode, NodeView};
-use portolan_net::{Family, IpNet, NodeName, ObjectKey, ObjectKind, Port, Vni};
+use portolan_intent::{FabricMode, FabricSettings, NodeView, Segment};
+use portolan_net::{Family, IpNet, NodeName, ObjectKey, ObjectKind, Port};
 use portolan_state::{Change, EndpointSlice, Node, Object, Service, Writer};
 
 use crate::scenario;
@@ -72,13 +72,13 @@ impl Cluster {
         NodeView {
             node: self.node().name.clone(),
             fabric: FabricMode::Vxlan,
-            vni: Vni::new(1).unwrap(),
-            vxlan_port: 8472,
+            fabric_settings: FabricSettings::default(),
             cluster_prefixes: Cluster::cluster_prefixes(),
             service_prefixes: Cluster::service_prefixes(),
             masquerade: false,
             underlay_interface: UPLINK.to_owned(),
             underlay_mtu: 1500,
+            segment: Segment::default(),
             bridge: BRIDGE.to_owned(),
             proxy: self.settings.clone(),
         }

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 
 use portolan_intent::services::{ServicesCompiler, ServicesIntent};
-use portolan_intent::{FabricMode, NodeView, fabric, masquerade, wiring};
+use portolan_intent::{FabricMode, FabricSettings, NodeView, Segment, fabric, masquerade, wiring};
 use portolan_net::{Family, MacAddress, NodeName, ObjectKey, Packet, Port, Protocol, Vni};
 use portolan_program::netlink::{self, ForeignRoute, Surroundings};
 use portolan_program::{ipset, iptables, ipvs, ipvs_mode, nftables};
@@ -196,13 +196,16 @@ fn compile(snapshot: &Snapshot, index: u8, fabric: FabricMode, mode: Mode) -> Co
     let view = NodeView {
         node: format!("node-{index}").into(),
         fabric,
-        vni: Vni::new(1).unwrap(),
-        vxlan_port: 8472,
+        fabric_settings: FabricSettings::default(),
         cluster_prefixes: ["10.42.0.0/16", "fd42::/48"].map(|prefix| prefix.parse().unwrap()).to_vec(),
         service_prefixes: ["10.96.0.0/16", "fd96::/112"].map(|prefix| prefix.parse().unwrap()).to_vec(),
         masquerade: true,
         underlay_interface: "eth0".into(),
         underlay_mtu: 1500,
+        segment: Segment::new(
+            ["192.168.64.0/24", "fd64::/64"].map(|prefix| prefix.parse().unwrap()).to_vec(),
+            Vec::new(),
+        ),
         bridge: "cni0".into(),
         proxy: portolan_intent::services::ProxySettings::default(),
     };

@@ -3,4 +3,5 @@
 mod apply;
 mod fake;
 mod pods;
+mod repair;
 mod sample;

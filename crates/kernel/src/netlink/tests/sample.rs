@@ -61,7 +61,7 @@ pub(super) fn node(number: u8, peers: &[u8]) -> Program {
     let bridge = Link {
         name: "cni0".into(),
         kind: LinkKind::Bridge,
-        mac: MacAddress::local([0, 0, 0, 0, number]),
+        mac: Some(MacAddress::local([0, 0, 0, 0, number])),
         mtu: 1430,
         alias: "portolan:bridge".into(),
         up: true,
@@ -81,8 +81,8 @@ pub(super) fn node(number: u8, peers: &[u8]) -> Program {
         let (local, underlay) = (underlay(number, family), "eth0".into());
         let tunnel = Link {
             name: name.clone(),
-            kind: LinkKind::Vxlan { vni: vni(), port: 8472, local, underlay },
-            mac: mac(number, family),
+            kind: LinkKind::Vxlan { vni: vni(), port: 8472, local, underlay, gbp: false, learning: false },
+            mac: Some(mac(number, family)),
             mtu: 1430,
             alias: "portolan:vxlan".into(),
             up: true,
@@ -122,14 +122,14 @@ pub(super) fn add_peer(program: &mut Program, peer: u8, family: Family) {
     program.forwarding.insert((device, mac), entry);
 }
 
-fn underlay(number: u8, family: Family) -> std::net::IpAddr {
+pub(super) fn underlay(number: u8, family: Family) -> std::net::IpAddr {
     match family {
         Family::V4 => format!("192.168.64.{number}").parse().unwrap(),
         Family::V6 => format!("fd00:64::{number}").parse().unwrap(),
     }
 }
 
-fn pod_prefix(number: u8, family: Family) -> IpNet {
+pub(super) fn pod_prefix(number: u8, family: Family) -> IpNet {
     match family {
         Family::V4 => prefix(&format!("10.42.{number}.0/24")),
         Family::V6 => prefix(&format!("fd00:42:0:{number}::/64")),

@@ -8,8 +8,8 @@ use portolan_intent::services::{
     Backend, Client, Decision, Endpoints, Frontend, FrontendKey, FrontendKind, FrontendUpdate, Masquerade,
     NodePortAddresses, ProxySettings, ServicesIntent,
 };
-use portolan_intent::{FabricMode, NodeView};
-use portolan_net::{Family, ObjectKey, ObjectKind, Origin, Packet, Port, Protocol, Vni};
+use portolan_intent::{FabricMode, FabricSettings, NodeView, Segment};
+use portolan_net::{Family, ObjectKey, ObjectKind, Origin, Packet, Port, Protocol};
 use portolan_state::{AffinityTimeout, TrafficPolicy};
 use proptest::prelude::*;
 
@@ -21,13 +21,13 @@ fn view() -> NodeView {
     NodeView {
         node: "node-1".into(),
         fabric: FabricMode::Vxlan,
-        vni: Vni::new(1).unwrap(),
-        vxlan_port: 8472,
+        fabric_settings: FabricSettings::default(),
         cluster_prefixes: vec!["10.42.0.0/16".parse().unwrap()],
         service_prefixes: vec!["10.96.0.0/16".parse().unwrap()],
         masquerade: true,
         underlay_interface: "eth0".into(),
         underlay_mtu: 1500,
+        segment: Segment::default(),
         bridge: "cni0".into(),
         proxy: ProxySettings::default(),
     }

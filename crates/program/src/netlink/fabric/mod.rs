@@ -1,21 +1,56 @@
 //! The ways to pods on other nodes: one file per mode.
 
 mod host_gw;
+mod ipip;
 mod vxlan;
 
-use portolan_intent::fabric::FabricIntent;
-use portolan_intent::{FabricMode, NodeView};
-use portolan_net::MacAddress;
+use ipnet::IpNet;
+use portolan_intent::fabric::{FabricIntent, Way};
+use portolan_intent::{Encapsulation, NodeView};
+use portolan_net::{Family, MacAddress, ObjectKey, ObjectKind, Origin};
 
-use super::Program;
+use super::{Address, Program};
 
+pub use ipip::ipip_device;
 pub use vxlan::{device, vtep_mac};
 
 /// Adds the links, routes, neighbours and forwarding entries that lead to other nodes' pods.
 pub(super) fn compile(fabric: &FabricIntent, mtu: u32, view: &NodeView, program: &mut Program) {
-    match view.fabric {
-        FabricMode::Vxlan => vxlan::compile(fabric, mtu, view, program),
-        FabricMode::HostGw => host_gw::compile(fabric, view, program),
+    if let Some(encapsulation) = view.encapsulation() {
+        compile_tunnels(encapsulation, fabric, mtu, view, program);
+    }
+    for (prefix, peer) in &fabric.peers {
+        match peer.way {
+            Way::Direct => host_gw::compile_peer(prefix, peer, view, program),
+            Way::Vxlan { vtep_mac } => vxlan::compile_peer(prefix, peer, vtep_mac, view, program),
+            Way::Ipip => ipip::compile_peer(prefix, peer, program),
+        }
+    }
+}
+
+/// One device for each family, whose address is the base of the node's pod prefix: what the node itself sends from.
+///
+/// They are there also while no peer needs them, since a peer may send by one what comes back without.
+fn compile_tunnels(
+    encapsulation: Encapsulation,
+    fabric: &FabricIntent,
+    mtu: u32,
+    view: &NodeView,
+    program: &mut Program,
+) {
+    for family in Family::ALL {
+        // A node without an address of the family can neither send nor receive tunnelled packets of it.
+        let local = fabric.local_addresses.iter().copied().find(|address| Family::of(*address) == family);
+        let prefix = fabric.local_prefixes.iter().find(|prefix| Family::of_prefix(prefix) == family);
+        let (Some(local), Some(prefix)) = (local, prefix) else { continue };
+        let link = match encapsulation {
+            Encapsulation::Vxlan => vxlan::link(local, mtu, view),
+            Encapsulation::Ipip => ipip::link(local, mtu),
+        };
+        let origin = Origin::field(ObjectKind::Node, ObjectKey::cluster(view.node.as_str()), "spec.podCIDRs");
+        let (device, prefix) = (link.name.clone(), IpNet::from(vxlan::base(prefix)));
+        program.links.insert(device.clone(), link);
+        program.addresses.insert((device.clone(), prefix), Address { device, prefix, origin });
     }
 }
 

@@ -13,13 +13,13 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_intent::NodeView;
-use portolan_intent::fabric::{FabricIntent, Peer};
-use portolan_net::{Family, MacAddress, NodeName, ObjectKey, ObjectKind, Origin, Vni};
+use portolan_intent::fabric::Peer;
+use portolan_intent::{NodeView, VxlanSettings};
+use portolan_net::{Family, MacAddress, NodeName, Origin, Vni};
 
 use super::stable_mac;
 use crate::layout::LINK_ALIAS_PREFIX;
-use crate::netlink::{Address, Forwarding, Link, LinkKind, Neighbour, Program, Route};
+use crate::netlink::{Forwarding, Link, LinkKind, Neighbour, Program, Route};
 
 /// The name of a family's tunnel device, as Flannel's.
 pub fn device(vni: Vni, family: Family) -> String {
@@ -38,42 +38,27 @@ pub fn vtep_mac(node: &NodeName, vni: Vni, family: Family) -> MacAddress {
     stable_mac(&[b"vtep", node.as_str().as_bytes(), &vni.get().to_be_bytes(), family])
 }
 
-pub(super) fn compile(fabric: &FabricIntent, mtu: u32, view: &NodeView, program: &mut Program) {
-    for family in Family::ALL {
-        // A node without an address of the family can neither send nor receive tunnelled packets of it.
-        let local = fabric.local_addresses.iter().copied().find(|address| Family::of(*address) == family);
-        let prefix = fabric.local_prefixes.iter().find(|prefix| Family::of_prefix(prefix) == family);
-        let (Some(local), Some(prefix)) = (local, prefix) else { continue };
-        compile_device(local, base(prefix), mtu, view, program);
-        for (prefix, peer) in fabric.peers.iter().filter(|(prefix, _)| Family::of_prefix(prefix) == family) {
-            compile_peer(prefix, peer, &device(view.vni, family), program);
-        }
-    }
-}
-
-fn compile_device(local: IpAddr, base: IpAddr, mtu: u32, view: &NodeView, program: &mut Program) {
+pub(super) fn link(local: IpAddr, mtu: u32, view: &NodeView) -> Link {
+    let VxlanSettings { vni, port, gbp, learning, .. } = view.fabric_settings.vxlan;
     let family = Family::of(local);
-    let name = device(view.vni, family);
-    let kind =
-        LinkKind::Vxlan { vni: view.vni, port: view.vxlan_port, local, underlay: view.underlay_interface.clone() };
-    let link = Link {
-        name: name.clone(),
-        kind,
-        mac: vtep_mac(&view.node, view.vni, family),
+    Link {
+        name: device(vni, family),
+        kind: LinkKind::Vxlan { vni, port, local, underlay: view.underlay_interface.clone(), gbp, learning },
+        mac: Some(vtep_mac(&view.node, vni, family)),
         mtu,
         alias: format!("{LINK_ALIAS_PREFIX}vxlan"),
         up: true,
         origin: Origin::configuration("fabric"),
-    };
-    let origin = Origin::field(ObjectKind::Node, ObjectKey::cluster(view.node.as_str()), "spec.podCIDRs");
-    let prefix = IpNet::from(base);
-    program.links.insert(name.clone(), link);
-    program.addresses.insert((name.clone(), prefix), Address { device: name, prefix, origin });
+    }
 }
 
-fn compile_peer(prefix: &IpNet, peer: &Peer, device: &str, program: &mut Program) {
-    let Some(mac) = peer.vtep_mac else { return };
-    let (device, origin, next_hop) = (device.to_owned(), peer.origin.clone(), base(prefix));
+pub(super) fn compile_peer(prefix: &IpNet, peer: &Peer, mac: MacAddress, view: &NodeView, program: &mut Program) {
+    let device = device(view.fabric_settings.vxlan.vni, Family::of_prefix(prefix));
+    // Without an address of the family this node has no tunnel of it.
+    if !program.links.contains_key(&device) {
+        return;
+    }
+    let (origin, next_hop) = (peer.origin.clone(), base(prefix));
     let route =
         Route { destination: *prefix, device: device.clone(), gateway: next_hop, onlink: true, origin: origin.clone() };
     let neighbour = Neighbour { device: device.clone(), address: next_hop, mac, origin: origin.clone() };
@@ -84,6 +69,6 @@ fn compile_peer(prefix: &IpNet, peer: &Peer, device: &str, program: &mut Program
 }
 
 /// The first address of a prefix, which is its name: Flannel's `lease.Subnet.IP`.
-fn base(prefix: &IpNet) -> IpAddr {
+pub(super) fn base(prefix: &IpNet) -> IpAddr {
     prefix.network()
 }

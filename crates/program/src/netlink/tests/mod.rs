@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use portolan_intent::fabric::{FabricIntent, Peer};
+use portolan_intent::fabric::{FabricIntent, Peer, Way};
 use portolan_intent::wiring::{PodInterface, WiringIntent};
-use portolan_intent::{FabricMode, NodeView};
+use portolan_intent::{Encapsulation, FabricMode, FabricSettings, NodeView, Segment};
 use portolan_net::{Family, IpNet, MacAddress, ObjectKey, ObjectKind, Origin, Vni};
 use proptest::prelude::*;
 
@@ -15,26 +15,33 @@ fn view(fabric: FabricMode) -> NodeView {
     NodeView {
         node: "node-1".into(),
         fabric,
-        vni: Vni::new(1).unwrap(),
-        vxlan_port: 8472,
+        fabric_settings: FabricSettings::default(),
         cluster_prefixes: vec!["10.42.0.0/16".parse().unwrap(), "fd00:42::/48".parse().unwrap()],
         service_prefixes: vec!["10.96.0.0/16".parse().unwrap()],
         masquerade: true,
         underlay_interface: "eth0".into(),
         underlay_mtu: 1500,
+        segment: Segment::default(),
         bridge: "cni0".into(),
         proxy: portolan_intent::services::ProxySettings::default(),
     }
 }
 
-fn peer(number: u8, address: &str) -> Peer {
+fn peer(mode: FabricMode, number: u8, address: &str) -> Peer {
     let node = format!("node-{number}");
     let origin = Origin::object(ObjectKind::Node, ObjectKey::cluster(node.as_str()));
-    let vtep_mac = Some(MacAddress::local([0, 0, 0, u8::from(address.contains(':')), number]));
-    Peer { node: node.as_str().into(), address: address.parse().unwrap(), vtep_mac, origin }
+    let way = match mode {
+        FabricMode::Vxlan => {
+            let vtep_mac = MacAddress::local([0, 0, 0, u8::from(address.contains(':')), number]);
+            Way::Vxlan { vtep_mac }
+        }
+        FabricMode::Ipip => Way::Ipip,
+        FabricMode::HostGw | FabricMode::Alloc => Way::Direct,
+    };
+    Peer { node: node.as_str().into(), address: address.parse().unwrap(), way, origin }
 }
 
-fn fabric(peers: &[u8]) -> FabricIntent {
+fn fabric(mode: FabricMode, peers: &[u8]) -> FabricIntent {
     let mut intent = FabricIntent {
         local_prefixes: vec!["10.42.1.0/24".parse().unwrap(), "fd00:42:0:1::/64".parse().unwrap()],
         local_addresses: vec!["192.168.64.11".parse().unwrap(), "fd00:64::11".parse().unwrap()],
@@ -43,8 +50,8 @@ fn fabric(peers: &[u8]) -> FabricIntent {
     for number in peers {
         let v4: IpNet = format!("10.42.{number}.0/24").parse().unwrap();
         let v6: IpNet = format!("fd00:42:0:{number}::/64").parse().unwrap();
-        intent.peers.insert(v4, peer(*number, &format!("192.168.64.1{number}")));
-        intent.peers.insert(v6, peer(*number, &format!("fd00:64::1{number}")));
+        intent.peers.insert(v4, peer(mode, *number, &format!("192.168.64.1{number}")));
+        intent.peers.insert(v6, peer(mode, *number, &format!("fd00:64::1{number}")));
     }
     intent
 }
@@ -72,7 +79,7 @@ fn wiring(pods: &[u8]) -> WiringIntent {
 }
 
 fn program(mode: FabricMode, peers: &[u8], pods: &[u8]) -> Program {
-    compile(&fabric(peers), &wiring(pods), &view(mode))
+    compile(&fabric(mode, peers), &wiring(pods), &view(mode))
 }
 
 fn texts(changes: &[Change]) -> Vec<String> {
@@ -94,7 +101,7 @@ fn a_program_survives_json() {
 
 #[test]
 fn one_peer_of_one_family_costs_three_steps() {
-    let mut one = fabric(&[2, 3]);
+    let mut one = fabric(FabricMode::Vxlan, &[2, 3]);
     one.peers.retain(|prefix, peer| peer.node.as_str() == "node-2" || prefix.addr().is_ipv4());
     let desired = compile(&one, &wiring(&[]), &view(FabricMode::Vxlan));
     let observed = program(FabricMode::Vxlan, &[2], &[]);
@@ -134,10 +141,80 @@ fn host_gw_is_one_route_per_prefix() {
 }
 
 #[test]
+fn ipip_is_one_route_per_prefix_and_one_device_per_family() {
+    let program = program(FabricMode::Ipip, &[2], &[]);
+    let changes = diff(&program, &super::Program::default(), &Surroundings::default());
+    let text = texts(&changes);
+    let fabric: Vec<&str> = text.iter().map(String::as_str).filter(|line| line.contains("ipip")).collect();
+    assert_eq!(
+        fabric,
+        [
+            "ip link add flannel-v6.ipip mtu 1430 up type ip6tnl mode ip6ip6 encaplimit none remote any local fd00:64::11",
+            "ip link add flannel.ipip mtu 1430 up type ipip remote any local 192.168.64.11",
+            "ip addr add fd00:42:0:1::/128 dev flannel-v6.ipip nodad proto 144",
+            "ip addr add 10.42.1.0/32 dev flannel.ipip proto 144",
+            "ip route add 10.42.2.0/24 via 192.168.64.12 dev flannel.ipip proto 144 onlink",
+            "ip -6 route add fd00:42:0:2::/64 via fd00:64::12 dev flannel-v6.ipip proto 144 onlink",
+        ]
+    );
+    assert!(
+        render(&program).contains("flannel.ipip: mtu 1430 up # configuration fabric\n    link/ipip 192.168.64.11\n")
+    );
+    let way = super::route(&program, &Surroundings::default(), "10.42.2.9".parse().unwrap());
+    let RouteDecision::Via { device, kind, .. } = way else { panic!("{way:?}") };
+    assert_eq!((device.as_str(), kind), ("flannel.ipip", ViaKind::Ipip { remote: "192.168.64.12".parse().unwrap() }));
+}
+
+#[test]
+fn alloc_is_the_bridge_alone() {
+    let program = compile(
+        &FabricIntent { peers: BTreeMap::new(), ..fabric(FabricMode::Alloc, &[]) },
+        &wiring(&[7]),
+        &view(FabricMode::Alloc),
+    );
+    assert_eq!(program.links.keys().collect::<Vec<_>>(), ["cni0"]);
+    assert!(program.routes.is_empty() && program.neighbours.is_empty() && program.forwarding.is_empty());
+    assert_eq!(program.pods.len(), 1);
+}
+
+#[test]
+fn what_is_near_has_a_plain_route_beside_the_tunnel() {
+    let mut view = view(FabricMode::HostGw);
+    view.fabric_settings.host_gw.beyond = Some(Encapsulation::Vxlan);
+    let mut intent = fabric(FabricMode::HostGw, &[2]);
+    intent.peers.extend(fabric(FabricMode::Vxlan, &[3]).peers);
+    let program = compile(&intent, &wiring(&[]), &view);
+    let devices: Vec<&str> = program.routes.values().map(|route| route.device.as_str()).collect();
+    assert_eq!(devices, ["eth0", "flannel.1", "eth0", "flannel-v6.1"]);
+    assert_eq!((program.neighbours.len(), program.forwarding.len()), (2, 2));
+    // A node that comes onto the link: its route is replaced, what was its tunnel's goes.
+    intent.peers.extend(fabric(FabricMode::HostGw, &[3]).peers);
+    let after = compile(&intent, &wiring(&[]), &view);
+    let text = texts(&diff(&after, &program, &Surroundings::default()));
+    assert_eq!(text[0], "ip -6 neigh del fd00:42:0:3:: dev flannel-v6.1");
+    assert!(
+        text.contains(&"ip route replace 10.42.3.0/24 via 192.168.64.13 dev eth0 proto 144".to_owned()),
+        "{text:?}"
+    );
+    assert_eq!(text.len(), 6, "{text:?}");
+}
+
+#[test]
+fn what_is_set_for_a_tunnel_reads_as_ip_prints_it() {
+    let mut view = view(FabricMode::Vxlan);
+    (view.fabric_settings.vxlan.gbp, view.fabric_settings.vxlan.learning) = (true, true);
+    let desired = compile(&fabric(FabricMode::Vxlan, &[2]), &wiring(&[]), &view);
+    assert!(render(&desired).contains("vxlan id 1 local 192.168.64.11 dev eth0 dstport 8472 learning gbp\n"));
+    let changes = diff(&desired, &program(FabricMode::Vxlan, &[2], &[]), &Surroundings::default());
+    assert!(matches!(changes[0], Change::RemoveLink(_)), "{changes:?}");
+}
+
+#[test]
 fn a_tunnel_with_another_port_is_made_anew_with_all_that_hangs_on_it() {
     let desired = program(FabricMode::Vxlan, &[2], &[]);
-    let other = NodeView { vxlan_port: 4789, ..view(FabricMode::Vxlan) };
-    let observed = compile(&fabric(&[2]), &wiring(&[]), &other);
+    let mut other = view(FabricMode::Vxlan);
+    other.fabric_settings.vxlan.port = 4789;
+    let observed = compile(&fabric(FabricMode::Vxlan, &[2]), &wiring(&[]), &other);
     let changes = diff(&desired, &observed, &Surroundings::default());
     let text = texts(&changes).join("\n");
     assert_eq!(changes.len(), 2 * (1 + 1 + 1 + 3), "{text}");
@@ -231,9 +308,8 @@ proptest! {
     fn a_program_differs_from_itself_in_nothing(
         peers in proptest::collection::btree_set(2u8..9, 0..5),
         pods in proptest::collection::btree_set(2u8..9, 0..5),
-        is_vxlan: bool,
+        mode in proptest::sample::select(&FabricMode::ALL[..]),
     ) {
-        let mode = if is_vxlan { FabricMode::Vxlan } else { FabricMode::HostGw };
         let program = program(mode, &peers.into_iter().collect::<Vec<_>>(), &pods.into_iter().collect::<Vec<_>>());
         prop_assert_eq!(diff(&program, &program, &Surroundings::default()), []);
     }
@@ -242,15 +318,14 @@ proptest! {
     fn steps_come_in_phases(
         before in proptest::collection::btree_set(2u8..9, 0..5),
         after in proptest::collection::btree_set(2u8..9, 0..5),
-        was_vxlan: bool,
-        is_vxlan: bool,
+        was in proptest::sample::select(&FabricMode::ALL[..]),
+        is in proptest::sample::select(&FabricMode::ALL[..]),
     ) {
-        let mode = |vxlan| if vxlan { FabricMode::Vxlan } else { FabricMode::HostGw };
         let before: Vec<u8> = before.into_iter().collect();
         let after: Vec<u8> = after.into_iter().collect();
         let changes = diff(
-            &program(mode(is_vxlan), &after, &after),
-            &program(mode(was_vxlan), &before, &before),
+            &program(is, &after, &after),
+            &program(was, &before, &before),
             &Surroundings::default(),
         );
         let phases: Vec<Phase> = changes.iter().map(Change::phase).collect();
