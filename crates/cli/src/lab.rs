@@ -73,9 +73,15 @@ struct ModeArguments {
     /// How many nodes
     #[arg(long, default_value_t = 3)]
     nodes: usize,
+    /// How many segments the nodes are on; a router joins them
+    #[arg(long, default_value_t = 1)]
+    segments: usize,
     /// How pods reach pods on other nodes
     #[arg(long, default_value = FABRICS[0], value_parser = FABRICS)]
     fabric: String,
+    /// What is set for the fabric, as in an agent's configuration: vxlan.directRouting=true, hostGw.beyond=vxlan, …
+    #[arg(long = "fabric-option", value_name = "SECTION.FIELD=VALUE")]
+    fabric_options: Vec<String>,
     /// How Services are proxied
     #[arg(long, default_value = SERVICES[0], value_parser = SERVICES)]
     services: String,
@@ -94,7 +100,7 @@ struct UpArguments {
     #[command(flatten)]
     modes: ModeArguments,
     /// A file that describes nodes, clients and segments, instead of --nodes
-    #[arg(long, value_name = "FILE", conflicts_with = "nodes")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["nodes", "segments"])]
     topology: Option<PathBuf>,
     /// Where the API server keeps its objects: embedded, or etcd=URL[,URL…], as `portolan apiserver` takes it.
     /// A lab's objects go with it
@@ -300,7 +306,9 @@ fn start_logging() {
 fn options(name: &str, modes: &ModeArguments) -> UpOptions {
     UpOptions {
         nodes: modes.nodes,
+        segments: modes.segments,
         fabric: modes.fabric.clone(),
+        fabric_options: modes.fabric_options.clone(),
         services: modes.services.clone(),
         ip_families: modes.ip_family.into(),
         ..UpOptions::new(name)

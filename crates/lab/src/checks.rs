@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::geteuid;
 use portolan_kernel::nftables::NftablesRoom;
+use portolan_net::Family;
 
 use crate::description::Description;
 use crate::limits::SOCKET_PATH_LENGTH_MAX;
@@ -28,7 +29,7 @@ pub(crate) fn check(layout: &Layout, description: &Description) -> Result<()> {
     check_paths(layout, description)?;
     check_rights()?;
     check_files()?;
-    check_features(&description.fabric)?;
+    check_features(description)?;
     for member in description.topology.namespaces() {
         let name = layout.namespace(member);
         if namespace::path(&name).exists() {
@@ -102,13 +103,21 @@ fn check_files() -> Result<()> {
 }
 
 /// Tries what the lab will make, in a namespace that is gone afterwards.
-fn check_features(fabric: &str) -> Result<()> {
+fn check_features(description: &Description) -> Result<()> {
     let mut links = vec![
         ("bridge", "link add name trial0 type bridge"),
         ("veth", "link add name trial1 type veth peer name trial2"),
     ];
-    if fabric == "vxlan" {
+    let beyond = description.fabric_options.get("hostGw").and_then(|section| section.get("beyond"));
+    let uses = |fabric: &str| description.fabric == fabric || beyond.is_some_and(|beyond| beyond == fabric);
+    if uses("vxlan") {
         links.push(("vxlan", "link add name trial3 type vxlan id 1 dstport 8472"));
+    }
+    if uses("ipip") && description.ip_families.has(Family::V4) {
+        links.push(("ipip", "link add name trial4 type ipip local 192.0.2.1"));
+    }
+    if uses("ipip") && description.ip_families.has(Family::V6) {
+        links.push(("ip6_tunnel", "link add name trial5 type ip6tnl local fd00::1"));
     }
     let batch = links.iter().map(|(_, line)| *line).collect::<Vec<_>>().join("\n");
     let (ok, said) = std::thread::scope(|scope| {

@@ -55,6 +55,9 @@ pub struct Description {
     pub topology: Topology,
     /// How pods reach pods on other nodes.
     pub fabric: String,
+    /// What is set for the fabric's modes, as the sections of an agent's configuration.
+    #[serde(default)]
+    pub fabric_options: serde_json::Map<String, serde_json::Value>,
     /// How Services are proxied.
     pub services: String,
     /// The cluster's families.
@@ -97,6 +100,7 @@ impl Description {
             program,
             topology: topology.of_families(families),
             fabric: fabric.to_owned(),
+            fabric_options: serde_json::Map::new(),
             services: services.to_owned(),
             ip_families: families,
             cluster_prefixes: both("10.42.0.0/16", "fd00:42::/56")?,

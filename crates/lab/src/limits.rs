@@ -8,6 +8,10 @@ pub(crate) const NODES_MAX: usize = 32;
 /// How many machines outside the cluster a lab may have.
 pub(crate) const CLIENTS_MAX: usize = 32;
 
+/// How many segments the nodes of the standard topology are on at most: their prefixes stay below those of load
+/// balancers.
+pub(crate) const UNDERLAYS_MAX: usize = 4;
+
 /// How many segments the router joins at most.
 pub(crate) const SEGMENTS_MAX: usize = 32;
 

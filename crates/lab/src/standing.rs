@@ -13,9 +13,6 @@ use crate::client::{Client, ClientError};
 use crate::description::{CLUSTER_DOMAIN, Description};
 use crate::topology::INTERFACE;
 
-/// The VNI of the vxlan fabric: Flannel's default.
-const VNI: u32 = 1;
-
 /// How many DNS servers the cluster has.
 const DNS_REPLICAS: usize = 2;
 
@@ -43,12 +40,11 @@ fn write(path: &Path, value: &Value) -> anyhow::Result<()> {
 
 fn agent(layout: &Layout, description: &Description, node: &str) -> Value {
     let directory = layout.node(node);
-    json!({
+    let mut agent = json!({
         "node": node,
         "kubernetes": {"socket": description.api(layout)},
         "fabric": description.fabric,
         "services": description.services,
-        "vni": VNI,
         "clusterPrefixes": description.cluster_prefixes,
         "servicePrefixes": description.service_prefixes,
         "masquerade": true,
@@ -56,7 +52,11 @@ fn agent(layout: &Layout, description: &Description, node: &str) -> Value {
         "bridge": "cni0",
         "stateDirectory": directory.join("state"),
         "runtimeDirectory": directory,
-    })
+    });
+    if let Some(fields) = agent.as_object_mut() {
+        fields.extend(description.fabric_options.clone());
+    }
+    agent
 }
 
 fn cluster_dns(layout: &Layout, description: &Description) -> Value {

@@ -9,10 +9,11 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use serde_json::Value;
 
 use crate::description::{Description, IpFamilies};
 use crate::interrupt::Guard;
-use crate::limits::{LOG_TAIL_LINES, MANIFEST_BYTES_MAX, START_TIME_MAX};
+use crate::limits::{LOG_TAIL_LINES, MANIFEST_BYTES_MAX, START_TIME_MAX, UNDERLAYS_MAX};
 use crate::manifest::{self, Manifests};
 use crate::report::Report;
 use crate::topology::Topology;
@@ -27,10 +28,14 @@ pub struct UpOptions {
     pub manifests: Vec<PathBuf>,
     /// How many nodes the standard topology has.
     pub nodes: usize,
+    /// How many segments the nodes of the standard topology are on.
+    pub segments: usize,
     /// A file with another topology.
     pub topology: Option<PathBuf>,
     /// How pods reach pods on other nodes.
     pub fabric: String,
+    /// What is set for the fabric: `SECTION.FIELD=VALUE`, as in an agent's configuration.
+    pub fabric_options: Vec<String>,
     /// How Services are proxied.
     pub services: String,
     /// The cluster's families.
@@ -52,8 +57,10 @@ impl UpOptions {
             name: name.to_owned(),
             manifests: Vec::new(),
             nodes: 3,
+            segments: 1,
             topology: None,
             fabric: "vxlan".to_owned(),
+            fabric_options: Vec::new(),
             services: "nftables".to_owned(),
             ip_families: IpFamilies::Ipv4,
             api_socket: None,
@@ -65,7 +72,10 @@ impl UpOptions {
 }
 
 /// The fabrics that a lab can be built with.
-pub const FABRICS: [&str; 2] = ["vxlan", "host-gw"];
+pub const FABRICS: [&str; 3] = ["vxlan", "host-gw", "ipip"];
+
+/// The sections of an agent's configuration that are the fabric's.
+const FABRIC_SECTIONS: [&str; 3] = ["vxlan", "ipip", "hostGw"];
 
 /// The Service proxies that a lab can be built with, by the names that the agent knows.
 pub const SERVICES: [&str; 3] = ["nftables", "iptables", "ipvs"];
@@ -165,20 +175,48 @@ fn describe(options: &UpOptions) -> Result<Description> {
     };
     known("fabric", &options.fabric, &FABRICS)?;
     known("services", &options.services, &SERVICES)?;
-    let topology = match &options.topology {
-        Some(file) => Topology::parse(&file.display().to_string(), &read_file(file)?)?,
-        None => Topology::standard(options.nodes),
+    let topology = if let Some(file) = &options.topology {
+        Topology::parse(&file.display().to_string(), &read_file(file)?)?
+    } else {
+        if !(1..=UNDERLAYS_MAX).contains(&options.segments) {
+            let what = format!("--segments {}: a lab's nodes are on 1 to {UNDERLAYS_MAX}", options.segments);
+            return Err(LabError::usage(what, "describe more with --topology"));
+        }
+        Topology::segmented(options.nodes, options.segments)
     };
     topology.check().map_err(|what| LabError::usage(what, "change --nodes or --topology"))?;
     let program = std::env::current_exe().context("finding this program's file")?;
     let mut description =
         Description::new(&options.name, program, topology, &options.fabric, &options.services, options.ip_families)?;
+    description.fabric_options = fabric_options(&options.fabric_options)?;
     description.api_socket.clone_from(&options.api_socket);
     description.store.clone_from(&options.store);
     // What cannot be meant is said before anything is made.
     description.store_location().map_err(|error| LabError::usage(format!("{error:#}"), "change --store"))?;
     description.check().map_err(|what| LabError::usage(what, "change --ip-family or --topology"))?;
     Ok(description)
+}
+
+/// The sections of an agent's configuration. The agent reads them, and knows which fields there are.
+fn fabric_options(words: &[String]) -> Result<serde_json::Map<String, Value>> {
+    let mut sections = serde_json::Map::new();
+    for word in words {
+        let parts = word.split_once('=').and_then(|(key, value)| Some((key.split_once('.')?, value)));
+        let Some(((section, field), value)) = parts else {
+            let what = format!("--fabric-option {word}: this is not SECTION.FIELD=VALUE");
+            return Err(LabError::usage(what, "write, for example, vxlan.directRouting=true or hostGw.beyond=vxlan"));
+        };
+        if !FABRIC_SECTIONS.contains(&section) {
+            let what = format!("--fabric-option {word}: there is no section {section}");
+            return Err(LabError::usage(what, format!("use {}", FABRIC_SECTIONS.join(" or "))));
+        }
+        let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+        let section = sections.entry(section).or_insert_with(|| Value::Object(serde_json::Map::new()));
+        if let Some(fields) = section.as_object_mut() {
+            fields.insert(field.to_owned(), value);
+        }
+    }
+    Ok(sections)
 }
 
 /// Makes the lab's directory; it is the claim to the name. Only its owner may look into it: it holds

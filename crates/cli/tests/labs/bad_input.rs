@@ -135,7 +135,7 @@ fn an_interrupted_wait_leaves_nothing_behind() {
 fn words_that_are_not_known_are_usage_errors() {
     let Some(lab) = TestLab::new() else { return };
     for (arguments, said) in [
-        (vec!["--fabric", "carrier-pigeon"], "[possible values: vxlan, host-gw]"),
+        (vec!["--fabric", "carrier-pigeon"], "[possible values: vxlan, host-gw, ipip]"),
         (vec!["--services", "magic"], "nftables"),
         (vec!["--ip-family", "ipv5"], "ipv4"),
         (vec!["--nodes", "many"], "--nodes"),

@@ -24,5 +24,6 @@ mod paths;
 mod podman;
 mod repair;
 mod restart;
+mod segments;
 mod trace;
 mod traffic;

@@ -22,7 +22,7 @@ use portolan_net::Family;
 use serde::{Deserialize, Serialize};
 
 use crate::description::IpFamilies;
-use crate::limits::{CLIENTS_MAX, MEMBER_NAME_LENGTH_MAX, NODES_MAX, SEGMENTS_MAX};
+use crate::limits::{CLIENTS_MAX, MEMBER_NAME_LENGTH_MAX, NODES_MAX, SEGMENTS_MAX, UNDERLAYS_MAX};
 use crate::{LabError, Result};
 
 mod build;
@@ -101,6 +101,17 @@ fn default_load_balancers() -> Vec<IpNet> {
 impl Topology {
     /// The topology of the picture above with so many nodes.
     pub fn standard(nodes: usize) -> Topology {
+        Topology::segmented(nodes, 1)
+    }
+
+    /// The same with the nodes on several segments, `underlay`, `underlay-2` and so on, which the router joins: the
+    /// first nodes on the first one, and as many on each as can be.
+    pub fn segmented(nodes: usize, underlays: usize) -> Topology {
+        let underlays = underlays.clamp(1, UNDERLAYS_MAX);
+        let underlay_name =
+            |index: usize| if index == 0 { "underlay".to_owned() } else { format!("underlay-{}", index + 1) };
+        let underlay_number = |index: usize| 64 + index as u16;
+        let underlay_of = |node: usize| node * underlays / nodes.max(underlays);
         let segment = |name: &str, number: u16| Segment {
             name: name.to_owned(),
             router: vec![
@@ -120,9 +131,16 @@ impl Topology {
         };
         Topology {
             mtu: default_mtu(),
-            segments: vec![segment("underlay", 64), segment("outside", 99)],
-            nodes: (1..=nodes)
-                .map(|index| member(format!("node-{index}"), "underlay", 64, 10 + index as u16, false))
+            segments: (0..underlays)
+                .map(|index| segment(&underlay_name(index), underlay_number(index)))
+                .chain([segment("outside", 99)])
+                .collect(),
+            nodes: (0..nodes)
+                .map(|node| {
+                    let underlay = underlay_of(node);
+                    let (segment, host) = (underlay_name(underlay), 11 + node as u16);
+                    member(format!("node-{}", node + 1), &segment, underlay_number(underlay), host, false)
+                })
                 .collect(),
             clients: vec![
                 member("client-1".to_owned(), "outside", 99, 2, false),

@@ -23,6 +23,21 @@ fn the_standard_topology_has_the_documented_addresses() {
 }
 
 #[test]
+fn nodes_are_on_as_many_segments_as_are_asked_for() {
+    let shown = |nodes, underlays| -> Vec<String> {
+        let topology = Topology::segmented(nodes, underlays);
+        assert_eq!(topology.check(), Ok(()));
+        topology.nodes.iter().map(|node| format!("{} {}", node.segment, node.addresses[0])).collect()
+    };
+    assert_eq!(shown(3, 2), ["underlay 192.168.64.11", "underlay 192.168.64.12", "underlay-2 192.168.65.13"]);
+    assert_eq!(shown(2, 2), ["underlay 192.168.64.11", "underlay-2 192.168.65.12"]);
+    assert_eq!(shown(1, 2), ["underlay 192.168.64.11"]);
+    assert_eq!(shown(5, 3).last().unwrap(), "underlay-3 192.168.66.15");
+    assert_eq!(Topology::segmented(3, 1), Topology::standard(3));
+    assert_eq!(Topology::segmented(NODES_MAX, UNDERLAYS_MAX).check(), Ok(()));
+}
+
+#[test]
 fn the_largest_standard_topology_is_valid() {
     assert_eq!(Topology::standard(NODES_MAX).check(), Ok(()));
     assert!(Topology::standard(NODES_MAX + 1).check().is_err());
