@@ -1,9 +1,11 @@
 //! Measures the engine against the real kernel: tables of many Services, cold, and then one endpoint
 //! changing at a time. Needs root. Prints one JSON object.
 //!
-//! `cargo run --release -p portolan-agent --example scale -- SERVICES ENDPOINTS CHANGES [MODE]`
+//! `cargo run --release -p portolan-agent --example scale -- SERVICES ENDPOINTS CHANGES [MODE [again|here]]`
 //!
-//! A mode is that of an agent; `iptables-nft` and `iptables-legacy` choose the backend too.
+//! A mode is that of an agent; `iptables-nft` and `iptables-legacy` choose the backend too. With `again`, another
+//! process starts once the tables are there, as a restarted agent does, and the numbers are its. With `here`, all
+//! happens in the network namespace of the caller; with tables that are there already it is such a restart.
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "a bench that prints its result")]
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -31,20 +33,32 @@ const TICKS_PER_SECOND: f64 = 100.0;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (services, endpoints, changes, mode) = match arguments.as_slice() {
-        [services, endpoints, changes] => (services, endpoints, changes, "nftables"),
-        [services, endpoints, changes, mode] => (services, endpoints, changes, mode.as_str()),
-        _ => return Err("usage: scale SERVICES ENDPOINTS CHANGES [MODE]".into()),
+    let texts: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (numbers, mode, start) = match texts.as_slice() {
+        [numbers @ .., mode, start @ ("again" | "here")] => (numbers, *mode, Some(*start)),
+        [numbers @ .., mode] if numbers.len() == 3 => (numbers, *mode, None),
+        numbers => (numbers, "nftables", None),
+    };
+    let [services, endpoints, changes] = numbers else {
+        return Err("usage: scale SERVICES ENDPOINTS CHANGES [MODE [again|here]]".into());
     };
     let (services, endpoints, changes) = (services.parse()?, endpoints.parse()?, changes.parse()?);
     let (mode, backend) = mode.split_once('-').map_or((mode, None), |(mode, backend)| (mode, Some(backend.to_owned())));
     let config = format!("{CONFIG}services: {mode}\n");
+    if start == Some("here") {
+        println!("{}", measure(&config, services, endpoints, changes)?);
+        return Ok(());
+    }
     let namespace = Namespace::create_unnamed()?;
-    let report = in_namespace(&namespace, move || {
+    let first = in_namespace(&namespace, move || {
         backend.map_or(Ok(()), |backend| choose_backend(&backend))?;
         measure(&config, services, endpoints, changes)
     })??;
-    println!("{report}");
+    if start == Some("again") {
+        println!("{}", in_namespace(&namespace, move || repeat(&arguments))??);
+    } else {
+        println!("{first}");
+    }
     Ok(())
 }
 
@@ -53,6 +67,18 @@ fn choose_backend(backend: &str) -> Result<(), String> {
     let mark = ["-t", "mangle", "-N", "KUBE-KUBELET-CANARY"];
     let status = Command::new(format!("iptables-{backend}")).args(mark).status().map_err(|error| error.to_string())?;
     if status.success() { Ok(()) } else { Err(format!("iptables-{backend} ended with {status}")) }
+}
+
+/// The same in another process, in the network namespace of this thread.
+fn repeat(arguments: &[String]) -> Result<String, String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let numbers_and_mode = arguments.iter().take(arguments.len().saturating_sub(1));
+    let mut command = Command::new(program);
+    let output = command.args(numbers_and_mode).arg("here").output().map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }
 
 fn measure(config: &str, services: u32, endpoints: u32, changes: u32) -> Result<serde_json::Value, String> {

@@ -52,6 +52,10 @@ pub trait Room {
 pub trait RoomPort<R: Room> {
     /// What the kernel holds.
     fn observe(&mut self) -> Result<R::Program, KernelError>;
+    /// The same, in less memory where it is what is wanted.
+    fn observe_beside(&mut self, _wanted: &R::Program) -> Result<R::Program, KernelError> {
+        self.observe()
+    }
     /// Makes changes; one that fails does not stop unrelated ones.
     fn apply(&mut self, changes: &[R::Change]) -> Applied<R::Change>;
     /// Whether what is always there is there, by a cheap look.
@@ -186,14 +190,14 @@ impl<R: Room, P: RoomPort<R>> KeptRoom<P> for Kept<R> {
     }
 
     fn compare(&mut self, port: &mut P) -> Result<Steps, KernelError> {
-        let observed = port.observe()?;
+        let observed = port.observe_beside(self.room.program())?;
         self.room.adopt(&observed);
         let wanted = self.room.program();
         Ok(apply::<R, P>(port, wanted, &R::diff(&observed, wanted)))
     }
 
     fn plan(&self, port: &mut P) -> Result<String, KernelError> {
-        Ok(R::render_changes(&R::diff(&port.observe()?, self.room.program())))
+        Ok(R::render_changes(&R::diff(&port.observe_beside(self.room.program())?, self.room.program())))
     }
 
     fn render(&self) -> String {

@@ -95,6 +95,10 @@ impl RoomPort<iptables::Compiler> for RealKernel {
         self.iptables()?.observe()
     }
 
+    fn observe_beside(&mut self, wanted: &iptables::Program) -> Result<iptables::Program, KernelError> {
+        self.iptables()?.observe_beside(wanted)
+    }
+
     fn apply(&mut self, changes: &[iptables::Change]) -> Applied<iptables::Change> {
         Applied::by(self.iptables(), changes, |room| {
             let report = room.apply(changes);

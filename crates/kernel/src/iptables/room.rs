@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use portolan_net::Family;
-use portolan_program::iptables::{Change, Program, TableName, diff, parse_family, render_restore, split};
+use portolan_program::iptables::{Change, Program, Reader, TableName, diff, render_restore, split};
 
 use super::backend::{Backend, Mix, Programs, detect};
-use super::command::run;
+use super::command::{run, run_lines};
 use super::entries::{TableSize, table_size};
 use crate::error::KernelError;
 use crate::netns::Namespace;
@@ -93,29 +93,44 @@ impl IptablesRoom {
 
     /// Reads all tables of the room's families, rules of others too.
     pub fn observe(&mut self) -> Result<Program, KernelError> {
+        self.observe_by(Reader::new)
+    }
+
+    /// As [`IptablesRoom::observe`]. Chains that are as expected refer to the rules of `expected`: a node that holds
+    /// what it should is read in little memory.
+    pub fn observe_beside(&mut self, expected: &Program) -> Result<Program, KernelError> {
+        self.observe_by(|family| Reader::beside(family, expected))
+    }
+
+    fn observe_by<'a>(&mut self, reader: impl Fn(Family) -> Reader<'a>) -> Result<Program, KernelError> {
         let mut program = Program::default();
         for family in self.families.iter().copied() {
-            program.tables.extend(self.observe_family(family)?.tables);
+            program.tables.extend(self.observe_family(family, reader(family))?.tables);
         }
         self.sizes = self.table_sizes();
         Ok(program)
     }
 
-    fn observe_family(&self, family: Family) -> Result<Program, KernelError> {
+    fn observe_family(&self, family: Family, mut reader: Reader<'_>) -> Result<Program, KernelError> {
         let program = self.programs.save(family);
-        let output = run(program, &[], "", &self.namespace)?;
+        let (mut incompatible, mut not_read) = (None, None);
+        let ending = run_lines(program, &self.namespace, |line| {
+            // A table that `nft` has put into a shape that iptables cannot show; changing it could harm somebody.
+            if incompatible.is_none() && line.starts_with("# Table") && line.contains("incompatible") {
+                incompatible = Some(line.trim_start_matches("# ").to_owned());
+            }
+            if not_read.is_none() {
+                not_read = reader.line(line).err();
+            }
+        })?;
         let failed =
             |message: String| KernelError::Iptables { program: program.display().to_string(), at: None, message };
-        if !output.success {
-            return Err(failed(shortened(&output.stderr)));
+        match (ending.success, incompatible, not_read) {
+            (false, ..) => Err(failed(shortened(&ending.stderr))),
+            (true, Some(line), _) => Err(failed(line)),
+            (true, None, Some(error)) => Err(failed(error.to_string())),
+            (true, None, None) => Ok(reader.finish()),
         }
-        // A table that `nft` has put into a shape that iptables cannot show; changing it could harm somebody.
-        if let Some(line) =
-            output.stdout.lines().find(|line| line.starts_with("# Table") && line.contains("incompatible"))
-        {
-            return Err(failed(line.trim_start_matches("# ").to_owned()));
-        }
-        parse_family(&output.stdout, family).map_err(|error| failed(error.to_string()))
     }
 
     /// Makes changes: one restore per family, or a few where the backend cannot take so many. A rule that is refused
@@ -155,7 +170,7 @@ impl IptablesRoom {
         if first.failed.is_empty() {
             return first;
         }
-        let Ok(observed) = self.observe() else { return first };
+        let Ok(observed) = self.observe_beside(desired) else { return first };
         let second = self.apply(&diff(&observed, desired));
         Report { restores: first.restores + second.restores, failed: second.failed, rewritten: true }
     }
