@@ -26,6 +26,8 @@ pub enum ObjectKind {
     Pod,
     /// A pod interface that the CNI plugin was asked for.
     Attachment,
+    /// A node's subnet that is leased as Flannel does.
+    Subnet,
     /// The agent's own configuration.
     Configuration,
 }
@@ -39,6 +41,7 @@ impl fmt::Display for ObjectKind {
             ObjectKind::EndpointSlice => "EndpointSlice",
             ObjectKind::Pod => "Pod",
             ObjectKind::Attachment => "Attachment",
+            ObjectKind::Subnet => "Subnet",
             ObjectKind::Configuration => "configuration",
         })
     }

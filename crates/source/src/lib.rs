@@ -8,12 +8,16 @@
 //!  server ──▶ watcher ──▶ convert ──▶ outbox ──▶ one bounded channel ──▶ the agent's Writer
 //!             one task per table          merged by object
 //! ```
+//!
+//! Where subnets are leased as Flannel does, [`run_leases`] fills one more table from etcd, or from any
+//! other store.
 
 mod backoff;
 mod connection;
 mod convert;
 mod document;
 mod explain;
+mod leases;
 mod lenient;
 pub mod limits;
 mod outbox;
@@ -32,6 +36,7 @@ use tokio::task::JoinSet;
 pub use connection::Connection;
 pub use document::{DocumentError, change_from_json};
 pub use kube::Client;
+pub use leases::{OwnLease, run_leases};
 pub use publish::{Published, publish_node_tunnel, set_network_unavailable_false, tunnel_annotations};
 
 /// What a source cannot do at all.
@@ -152,7 +157,7 @@ pub fn start(client: &Client, selection: &Selection, sender: &mpsc::Sender<Sourc
             ObjectKind::Service => tasks.spawn(watch::run::<convert::Services>(task)),
             ObjectKind::EndpointSlice => tasks.spawn(watch::run::<convert::EndpointSlices>(task)),
             ObjectKind::Pod => tasks.spawn(watch::run::<convert::Pods>(task)),
-            ObjectKind::Attachment | ObjectKind::Configuration => continue,
+            ObjectKind::Attachment | ObjectKind::Subnet | ObjectKind::Configuration => continue,
         };
     }
     Handle { tasks }

@@ -87,7 +87,8 @@ impl SharedNames {
         match object {
             Object::EndpointSlice(slice) => slice.endpoints.iter_mut().for_each(|it| self.share_name(&mut it.node)),
             Object::Pod(pod) => self.share_name(&mut pod.node),
-            Object::Namespace(_) | Object::Node(_) | Object::Service(_) | Object::Attachment(_) => {}
+            Object::Namespace(_) | Object::Node(_) | Object::Service(_) | Object::Attachment(_) | Object::Subnet(_) => {
+            }
         }
     }
 

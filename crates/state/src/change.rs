@@ -6,7 +6,7 @@ use std::sync::Arc;
 use portolan_net::{NodeName, ObjectKey, ObjectKind};
 use serde::{Deserialize, Serialize};
 
-use crate::{Attachment, AttachmentKey, EndpointSlice, Namespace, Node, Pod, Service};
+use crate::{Attachment, AttachmentKey, EndpointSlice, Namespace, Node, Pod, Service, Subnet};
 
 /// An object of any table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,8 @@ pub enum Object {
     Pod(Pod),
     /// A pod interface on this node.
     Attachment(Attachment),
+    /// Another node's leased subnet.
+    Subnet(Subnet),
 }
 
 /// Which object, in which table.
@@ -40,6 +42,8 @@ pub enum ObjectRef {
     Pod(ObjectKey),
     /// A pod interface on this node.
     Attachment(AttachmentKey),
+    /// A leased subnet by its key.
+    Subnet(Arc<str>),
 }
 
 impl ObjectRef {
@@ -52,6 +56,7 @@ impl ObjectRef {
             ObjectRef::EndpointSlice(_) => ObjectKind::EndpointSlice,
             ObjectRef::Pod(_) => ObjectKind::Pod,
             ObjectRef::Attachment(_) => ObjectKind::Attachment,
+            ObjectRef::Subnet(_) => ObjectKind::Subnet,
         }
     }
 }
@@ -60,7 +65,7 @@ impl fmt::Display for ObjectRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ", self.kind())?;
         match self {
-            ObjectRef::Namespace(name) => f.write_str(name),
+            ObjectRef::Namespace(name) | ObjectRef::Subnet(name) => f.write_str(name),
             ObjectRef::Node(name) => name.fmt(f),
             ObjectRef::Service(key) | ObjectRef::EndpointSlice(key) | ObjectRef::Pod(key) => key.fmt(f),
             ObjectRef::Attachment(key) => key.fmt(f),
@@ -78,6 +83,7 @@ impl Object {
             Object::EndpointSlice(slice) => ObjectRef::EndpointSlice(slice.key.clone()),
             Object::Pod(pod) => ObjectRef::Pod(pod.key.clone()),
             Object::Attachment(attachment) => ObjectRef::Attachment(attachment.key.clone()),
+            Object::Subnet(subnet) => ObjectRef::Subnet(subnet.key.clone()),
         }
     }
 }

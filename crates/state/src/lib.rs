@@ -17,7 +17,7 @@ mod writer;
 pub use change::{Change, Object, ObjectRef, Problem};
 pub use object::{
     AffinityTimeout, Attachment, AttachmentKey, Endpoint, EndpointHints, EndpointPort, EndpointSlice, IpVersion,
-    Namespace, Node, NodeTunnel, Pod, Service, ServicePort, ServiceTraffic, ServiceType, TrafficPolicy,
+    Namespace, Node, NodeTunnel, Pod, Service, ServicePort, ServiceTraffic, ServiceType, Subnet, TrafficPolicy,
 };
 pub use order::by_halves;
 pub use snapshot::{Dirty, Snapshot};

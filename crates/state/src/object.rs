@@ -64,6 +64,30 @@ pub struct NodeTunnel {
     pub vtep_mac_v6: Option<MacAddress>,
 }
 
+/// Another node's subnet and how to reach it, where subnets are leased as Flannel does in etcd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnet {
+    /// The lease's name: `10.5.34.0-24`, with IPv6 `10.5.34.0-24&fd00:0:0:34::-64`.
+    pub key: Arc<str>,
+    /// At most one prefix per family.
+    pub prefixes: Vec<IpNet>,
+    /// The node's end of the fabric.
+    pub tunnel: NodeTunnel,
+    /// `PublicKey` of WireGuard's IPv4 device, or of the only one, in base64.
+    pub public_key_v4: Option<Arc<str>>,
+    /// `PublicKey` of WireGuard's IPv6 device, in base64.
+    pub public_key_v6: Option<Arc<str>>,
+    /// Whether it does not end.
+    pub is_reservation: bool,
+}
+
+impl Subnet {
+    /// The prefix of a family.
+    pub fn prefix(&self, family: IpVersion) -> Option<IpNet> {
+        self.prefixes.iter().copied().find(|prefix| IpVersion::of_prefix(prefix) == family)
+    }
+}
+
 /// `spec.type` of a Service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ServiceType {

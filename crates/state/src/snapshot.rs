@@ -6,7 +6,7 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 use portolan_net::{NodeName, ObjectKey, ObjectKind};
 
-use crate::{Attachment, AttachmentKey, EndpointSlice, Namespace, Node, ObjectRef, Pod, Problem, Service};
+use crate::{Attachment, AttachmentKey, EndpointSlice, Namespace, Node, ObjectRef, Pod, Problem, Service, Subnet};
 
 /// The tables at one revision. Cloning costs a few reference counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub struct Snapshot {
     pub pods: OrdMap<ObjectKey, Arc<Pod>>,
     /// Pod interfaces on this node.
     pub attachments: OrdMap<AttachmentKey, Arc<Attachment>>,
+    /// Leased subnets of other nodes, by their keys.
+    pub subnets: OrdMap<Arc<str>, Arc<Subnet>>,
     /// Objects and parts of objects that have no effect, with the reason.
     pub problems: OrdMap<ObjectRef, Arc<[Problem]>>,
     /// Tables that have been listed in full at least once.
@@ -66,6 +68,8 @@ pub struct Dirty {
     pub pods: BTreeSet<ObjectKey>,
     /// Pod interfaces.
     pub attachments: BTreeSet<AttachmentKey>,
+    /// Leased subnets.
+    pub subnets: BTreeSet<Arc<str>>,
 }
 
 impl Dirty {
@@ -76,6 +80,7 @@ impl Dirty {
             && self.services.is_empty()
             && self.pods.is_empty()
             && self.attachments.is_empty()
+            && self.subnets.is_empty()
     }
 
     /// Every key of a snapshot: what a compiler that starts from nothing is given.
@@ -91,6 +96,7 @@ impl Dirty {
                 .collect(),
             pods: snapshot.pods.keys().cloned().collect(),
             attachments: snapshot.attachments.keys().cloned().collect(),
+            subnets: snapshot.subnets.keys().cloned().collect(),
         }
     }
 }

@@ -51,6 +51,7 @@ impl Writer {
             Object::Service(it) => insert(&mut current.services, it.key.clone(), it, &mut self.dirty.services),
             Object::Pod(it) => insert(&mut current.pods, it.key.clone(), it, &mut self.dirty.pods),
             Object::Attachment(it) => insert(&mut current.attachments, it.key.clone(), it, &mut self.dirty.attachments),
+            Object::Subnet(it) => insert(&mut current.subnets, it.key.clone(), it, &mut self.dirty.subnets),
             Object::EndpointSlice(mut slice) => {
                 if current.endpoint_slices.get(&slice.key).is_some_and(|old| **old == slice) {
                     return;
@@ -81,6 +82,7 @@ impl Writer {
             ObjectRef::Service(key) => remove(&mut current.services, key, &mut self.dirty.services),
             ObjectRef::Pod(key) => remove(&mut current.pods, key, &mut self.dirty.pods),
             ObjectRef::Attachment(key) => remove(&mut current.attachments, key, &mut self.dirty.attachments),
+            ObjectRef::Subnet(key) => remove(&mut current.subnets, key, &mut self.dirty.subnets),
             ObjectRef::EndpointSlice(key) => self.unlink_slice(key),
         };
         self.current.revision += u64::from(changed);
@@ -128,6 +130,7 @@ impl Writer {
             ObjectKind::Attachment => {
                 references.extend(current.attachments.keys().cloned().map(ObjectRef::Attachment));
             }
+            ObjectKind::Subnet => references.extend(current.subnets.keys().cloned().map(ObjectRef::Subnet)),
             ObjectKind::Configuration => {}
         }
         references

@@ -4,7 +4,7 @@
 use portolan_net::{Family, ObjectKey, ObjectKind};
 use proptest::prelude::*;
 
-use crate::{Change, EndpointSlice, Namespace, Object, ObjectRef, Problem, Writer};
+use crate::{Change, Dirty, EndpointSlice, Namespace, NodeTunnel, Object, ObjectRef, Problem, Subnet, Writer};
 
 fn key(name: &str) -> ObjectKey {
     ObjectKey::new("default", name)
@@ -71,6 +71,36 @@ fn a_list_deletes_what_it_does_not_name_and_marks_the_table_in_sync() {
     let (snapshot, _) = writer.take();
     assert!(snapshot.is_in_sync(&[ObjectKind::EndpointSlice]));
     assert_eq!(snapshot.endpoint_slices.keys().collect::<Vec<_>>(), [&key("b-1")]);
+}
+
+#[test]
+fn leased_subnets_are_a_table_like_any_other() {
+    let subnet = |key: &str, backend: &str| {
+        let tunnel = NodeTunnel {
+            backend: backend.into(),
+            public_addresses: Vec::new(),
+            vni: None,
+            vtep_mac_v4: None,
+            vtep_mac_v6: None,
+        };
+        let prefixes = vec!["10.5.34.0/24".parse().unwrap()];
+        let (public_key_v4, public_key_v6) = (None, None);
+        let key = key.into();
+        Object::Subnet(Subnet { key, prefixes, tunnel, public_key_v4, public_key_v6, is_reservation: false })
+    };
+    let mut writer = Writer::new();
+    let list = vec![(subnet("10.5.34.0-24", "udp"), Vec::new()), (subnet("10.5.35.0-24", "udp"), Vec::new())];
+    writer.apply(Change::Replace(ObjectKind::Subnet, list, vec![problem(ObjectRef::Subnet("junk".into()))]));
+    let (snapshot, dirty) = writer.take();
+    assert!(snapshot.is_in_sync(&[ObjectKind::Subnet]));
+    assert_eq!((snapshot.subnets.len(), dirty.subnets.len(), snapshot.problems.len()), (2, 2, 1));
+    assert_eq!(Dirty::everything(&snapshot).subnets, dirty.subnets);
+    writer.apply(Change::Upsert(subnet("10.5.34.0-24", "vxlan"), Vec::new()));
+    writer.apply(Change::Delete(ObjectRef::Subnet("junk".into())));
+    writer.apply(Change::Replace(ObjectKind::Subnet, vec![(subnet("10.5.34.0-24", "vxlan"), Vec::new())], Vec::new()));
+    let (snapshot, dirty) = writer.take();
+    assert_eq!((snapshot.subnets.len(), dirty.subnets.len(), snapshot.problems.len()), (1, 2, 0));
+    assert_eq!(ObjectRef::Subnet("10.5.34.0-24".into()).to_string(), "Subnet 10.5.34.0-24");
 }
 
 fn any_change() -> impl Strategy<Value = Change> {
