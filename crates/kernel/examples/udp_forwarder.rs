@@ -4,7 +4,7 @@
 //!  udp_forwarder ours DEVICE LOCAL PREFIX=PEER    our forwarder, until it is killed
 //!  udp_forwarder plain DEVICE LOCAL PREFIX=PEER   one packet a call, as Flannel's
 //!  udp_forwarder flood TO BYTES SECONDS           one datagram a call, as fast as it goes
-//!  udp_forwarder sink LOCAL SECONDS               counts datagrams, prints how many came in a second
+//!  udp_forwarder sink LOCAL SECONDS               counts datagrams, prints how many came in a second, and how many in all
 //! ```
 
 #![expect(clippy::print_stdout, reason = "this is the measurement's output")]
@@ -18,6 +18,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use baseline::Baseline;
+use nix::sys::socket::{setsockopt, sockopt};
 use portolan_kernel::udp::UdpRoom;
 use portolan_net::{IpNet, Origin};
 use portolan_program::udp::{Program, Route, Tunnel, diff};
@@ -28,6 +29,8 @@ type Outcome = Result<(), Box<dyn Error>>;
 const WARM_UP: Duration = Duration::from_secs(1);
 /// Datagrams between two looks at the clock.
 const BETWEEN_LOOKS: u32 = 64;
+/// What the receiver holds that it did not read yet, in bytes.
+const SINK_BUFFER_BYTES: usize = 16 << 20;
 
 fn main() -> Outcome {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -101,11 +104,15 @@ fn flood(to: SocketAddr, bytes: usize, seconds: u64) -> Outcome {
 
 fn sink(local: SocketAddr, seconds: u64) -> Outcome {
     let socket = UdpSocket::bind(local)?;
+    // What is measured is the way, and not how often the scheduler lets this process run.
+    setsockopt(&socket, sockopt::RcvBufForce, &SINK_BUFFER_BYTES)?;
     let mut buffer = [0; 2048];
     socket.recv(&mut buffer)?;
     let warm = Instant::now() + WARM_UP;
+    let mut before = 1u32;
     while Instant::now() < warm {
         socket.recv(&mut buffer)?;
+        before += 1;
     }
     let begin = Instant::now();
     let end = begin + Duration::from_secs(seconds);
@@ -116,6 +123,6 @@ fn sink(local: SocketAddr, seconds: u64) -> Outcome {
         }
         count += BETWEEN_LOOKS;
     }
-    println!("{:.0}", f64::from(count) / begin.elapsed().as_secs_f64());
+    println!("{:.0} {}", f64::from(count) / begin.elapsed().as_secs_f64(), before + count);
     Ok(())
 }

@@ -40,11 +40,13 @@ enum Way {
 
 const WAYS: [Way; 4] = [Way::Veth, Way::Vxlan, Way::Udp, Way::Plain];
 
-/// What one way carried: bits and datagrams a second.
+/// What one way carried: bits and datagrams a second, and what a datagram cost its forwarders.
 #[derive(Debug, Clone, Copy, Default)]
 struct Figures {
     bits: f64,
     datagrams: f64,
+    /// Microseconds of processor time of both forwarders for each datagram that came.
+    cost: f64,
 }
 
 pub(super) fn run(built: &Built) -> anyhow::Result<Vec<Row>> {
@@ -61,6 +63,7 @@ pub(super) fn run(built: &Built) -> anyhow::Result<Vec<Row>> {
     let [veth, vxlan, udp, plain] = figures.map(|figures| Figures {
         bits: median(figures.iter().map(|it| it.bits)),
         datagrams: median(figures.iter().map(|it| it.datagrams)),
+        cost: median(figures.iter().map(|it| it.cost)),
     });
     let tcp = |what: &str, ours: Figures, peer: Figures| {
         Row::new(format!("TCP, one stream: {what}"), ours.bits / 1e9, "Gbit/s").beside(peer.bits / 1e9)
@@ -75,6 +78,9 @@ pub(super) fn run(built: &Built) -> anyhow::Result<Vec<Row>> {
         small("VXLAN by hand, beside bare veth", vxlan, veth),
         small("udp, beside VXLAN by hand", udp, vxlan),
         small("udp, beside one packet a call", udp, plain).goal(Goal::AtLeastOfPeer(2.0)),
+        Row::new("UDP, 64 bytes: processor time of both forwarders, udp beside one packet a call", udp.cost, "µs")
+            .beside(plain.cost)
+            .goal(Goal::OfPeer(0.5)),
     ])
 }
 
@@ -161,7 +167,11 @@ impl World {
     }
 
     fn measure(&self) -> anyhow::Result<Figures> {
-        Ok(Figures { bits: self.tcp()?, datagrams: self.datagrams()? })
+        let bits = self.tcp()?;
+        let before = self.processor_time();
+        let (datagrams, total) = self.datagrams()?;
+        let cost = (self.processor_time() - before) * 1e6 / total.max(1.0);
+        Ok(Figures { bits, datagrams, cost })
     }
 
     fn tcp(&self) -> anyhow::Result<f64> {
@@ -179,14 +189,29 @@ impl World {
         found.is_ok_and(|text| !text.trim().is_empty())
     }
 
-    fn datagrams(&self) -> anyhow::Result<f64> {
+    /// Seconds that the forwarders ran so far.
+    fn processor_time(&self) -> f64 {
+        let of = |running: &Running| {
+            let text = std::fs::read_to_string(format!("/proc/{}/stat", running.child.id())).unwrap_or_default();
+            // proc_pid_stat(5): the name, which may hold anything, ends with the last parenthesis; user and system time
+            // are the 12th and 13th after it, in hundredths of a second.
+            let fields = text.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
+            fields.split_whitespace().skip(11).take(2).filter_map(|it| it.parse::<f64>().ok()).sum::<f64>() / 100.0
+        };
+        self.forwarders.iter().map(of).sum()
+    }
+
+    /// How many datagrams came in a second, and in all.
+    fn datagrams(&self) -> anyhow::Result<(f64, f64)> {
         let to = format!("{}:9000", INSIDE[1]);
         let sink = self.nodes[1].command(&self.program).args(["sink", &to, SECONDS]).stdout(Stdio::piped()).spawn()?;
         let _flood =
             Running::start(self.nodes[0].command(&self.program).args(["flood", &to, DATAGRAM, FLOOD_SECONDS]))?;
         let printed = sink.wait_with_output()?;
         let text = String::from_utf8_lossy(&printed.stdout);
-        text.trim().parse().with_context(|| format!("the sink printed `{}`", text.trim()))
+        let figures =
+            text.trim().split_once(' ').and_then(|(rate, total)| Some((rate.parse().ok()?, total.parse().ok()?)));
+        figures.with_context(|| format!("the sink printed `{}`", text.trim()))
     }
 }
 

@@ -17,6 +17,8 @@ use super::vnet::{self, Kind, VnetHeader};
 const FLOWS_MAX: usize = 16;
 /// Packets that become one. The kernel takes 1024 pieces in one write (`UIO_MAXIOV`).
 pub(super) const PIECES_MAX: usize = 256;
+/// The same for UDP: the kernel's least limit for what it is to divide (`UDP_MAX_SEGMENTS`, 64 until Linux 6.10).
+const UDP_PIECES_MAX: usize = 64;
 /// The longest IP packet.
 const PACKET_MAX: usize = 65_535;
 /// IPv6, and TCP with all its options.
@@ -216,7 +218,7 @@ impl Coalescer {
             && flow.header == candidate.header
             && candidate.payload <= flow.size
             && flow.length + candidate.payload <= PACKET_MAX
-            && flow.packets < PIECES_MAX
+            && flow.packets < if flow.kind == Kind::Udp { UDP_PIECES_MAX } else { PIECES_MAX }
             && (flow.kind == Kind::Udp || candidate.sequence == flow.next_sequence)
             && same_headers(first, packet, flow);
         if !continues {

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
@@ -12,6 +13,9 @@ use crate::error::KernelError;
 const BUFFER_BYTES: libc::c_int = 4 << 20;
 /// How long a full underlay may hold a thread up before its packets are dropped.
 const SEND_TIMEOUT_MS: libc::suseconds_t = 100;
+/// How often a port that is taken is tried again, and when.
+const BIND_ATTEMPTS: u32 = 20;
+const BIND_WAIT: Duration = Duration::from_millis(10);
 /// Room for the one control message that is sent or received with a datagram.
 const CONTROL_BYTES: usize = 64;
 
@@ -28,15 +32,7 @@ impl Socket {
     /// Opens a socket on an address. Several on one address share what comes in, by who sent it.
     pub(super) fn open(local: SocketAddr) -> Result<Socket, KernelError> {
         let opened = Socket::plain(local, true)?;
-        let taken = |errno| {
-            let hint = match errno {
-                Errno::EADDRINUSE => "; another program has the port: stop it, or give the fabric another port",
-                Errno::EADDRNOTAVAIL => "; the node has no such address",
-                _ => "",
-            };
-            KernelError::system(format!("receive datagrams on {local}{hint}"), errno)
-        };
-        bind(opened.descriptor.as_raw_fd(), &SockaddrStorage::from(local)).map_err(taken)?;
+        opened.bind(local)?;
         opened.tune();
         let divides = get_option(&opened.descriptor, libc::SOL_UDP, libc::UDP_SEGMENT).is_ok();
         Ok(Socket { divides, ..opened })
@@ -45,12 +41,26 @@ impl Socket {
     /// Makes sure that nobody else receives on an address: sockets of one user that share a port would share what comes
     /// in, and each would get half of it.
     pub(super) fn check_free(local: SocketAddr) -> Result<(), KernelError> {
-        let probe = Socket::plain(local, false)?;
-        bind(probe.descriptor.as_raw_fd(), &SockaddrStorage::from(local)).map_err(|errno| {
-            let hint = if errno == Errno::EADDRINUSE {
-                "; another program has the port: stop it, or give the fabric another port"
-            } else {
-                "; the node must have the address"
+        Socket::plain(local, false)?.bind(local)
+    }
+
+    /// Binds to an address. A socket that was just closed may hold it for a moment: a process that is being started
+    /// elsewhere in this program has a copy of every descriptor until it runs its own program.
+    fn bind(&self, local: SocketAddr) -> Result<(), KernelError> {
+        let address = SockaddrStorage::from(local);
+        let mut outcome = bind(self.descriptor.as_raw_fd(), &address);
+        for _ in 0..BIND_ATTEMPTS {
+            if outcome != Err(Errno::EADDRINUSE) {
+                break;
+            }
+            std::thread::sleep(BIND_WAIT);
+            outcome = bind(self.descriptor.as_raw_fd(), &address);
+        }
+        outcome.map_err(|errno| {
+            let hint = match errno {
+                Errno::EADDRINUSE => "; another program has the port: stop it, or give the fabric another port",
+                Errno::EADDRNOTAVAIL => "; the node has no such address",
+                _ => "",
             };
             KernelError::system(format!("receive datagrams on {local}{hint}"), errno)
         })

@@ -85,6 +85,13 @@ impl World {
         let world = World { nodes: [new(), new()], pods: [new(), new()], router: new() };
         for namespace in world.nodes.iter().chain(&world.pods).chain([&world.router]) {
             ip(namespace, &["link set lo up"]);
+            in_namespace(namespace, || {
+                // Routers ask for neighbours from their link-local addresses, which are to be usable at once.
+                for file in ["all/accept_dad", "default/accept_dad"] {
+                    std::fs::write(format!("/proc/sys/net/ipv6/conf/{file}"), "0").expect("no detection of duplicates");
+                }
+            })
+            .expect("in the namespace");
         }
         for namespace in world.nodes.iter().chain([&world.router]) {
             in_namespace(namespace, || {
