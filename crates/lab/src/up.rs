@@ -74,8 +74,35 @@ impl UpOptions {
 /// The fabrics that a lab can be built with.
 pub const FABRICS: [&str; 3] = ["vxlan", "host-gw", "ipip"];
 
-/// The sections of an agent's configuration that are the fabric's.
-const FABRIC_SECTIONS: [&str; 3] = ["vxlan", "ipip", "hostGw"];
+/// What a field of an agent's configuration holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FieldKind {
+    Number,
+    YesNo,
+    Tunnel,
+}
+
+impl FieldKind {
+    fn expected(self) -> &'static str {
+        match self {
+            FieldKind::Number => "a number",
+            FieldKind::YesNo => "true or false",
+            FieldKind::Tunnel => "vxlan or ipip",
+        }
+    }
+}
+
+/// The fields of an agent's configuration that are the fabric's, by section.
+const FABRIC_FIELDS: [(&str, &str, FieldKind); 8] = [
+    ("vxlan", "vni", FieldKind::Number),
+    ("vxlan", "port", FieldKind::Number),
+    ("vxlan", "gbp", FieldKind::YesNo),
+    ("vxlan", "learning", FieldKind::YesNo),
+    ("vxlan", "directRouting", FieldKind::YesNo),
+    ("vxlan", "mtu", FieldKind::Number),
+    ("ipip", "directRouting", FieldKind::YesNo),
+    ("hostGw", "beyond", FieldKind::Tunnel),
+];
 
 /// The Service proxies that a lab can be built with, by the names that the agent knows.
 pub const SERVICES: [&str; 3] = ["nftables", "iptables", "ipvs"];
@@ -197,20 +224,29 @@ fn describe(options: &UpOptions) -> Result<Description> {
     Ok(description)
 }
 
-/// The sections of an agent's configuration. The agent reads them, and knows which fields there are.
+/// The sections of an agent's configuration that these words come to.
 fn fabric_options(words: &[String]) -> Result<serde_json::Map<String, Value>> {
     let mut sections = serde_json::Map::new();
     for word in words {
-        let parts = word.split_once('=').and_then(|(key, value)| Some((key.split_once('.')?, value)));
-        let Some(((section, field), value)) = parts else {
-            let what = format!("--fabric-option {word}: this is not SECTION.FIELD=VALUE");
-            return Err(LabError::usage(what, "write, for example, vxlan.directRouting=true or hostGw.beyond=vxlan"));
+        let wrong = |what: &str, hint: String| LabError::usage(format!("--fabric-option {word}: {what}"), hint);
+        let Some((key, text)) = word.split_once('=') else {
+            let hint = "write, for example, vxlan.directRouting=true or hostGw.beyond=vxlan";
+            return Err(wrong("this is not SECTION.FIELD=VALUE", hint.to_owned()));
         };
-        if !FABRIC_SECTIONS.contains(&section) {
-            let what = format!("--fabric-option {word}: there is no section {section}");
-            return Err(LabError::usage(what, format!("use {}", FABRIC_SECTIONS.join(" or "))));
-        }
-        let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+        let known = FABRIC_FIELDS.iter().find_map(|(section, field, kind)| {
+            (key.split_once('.') == Some((section, field))).then_some((*section, *field, *kind))
+        });
+        let Some((section, field, kind)) = known else {
+            let all: Vec<String> =
+                FABRIC_FIELDS.iter().map(|(section, field, _)| format!("{section}.{field}")).collect();
+            return Err(wrong("there is no such field", format!("use {}", all.join(", "))));
+        };
+        let value = match kind {
+            FieldKind::Number => text.parse::<u32>().ok().map(Value::from),
+            FieldKind::YesNo => text.parse::<bool>().ok().map(Value::from),
+            FieldKind::Tunnel => ["vxlan", "ipip"].contains(&text).then(|| Value::from(text)),
+        };
+        let value = value.ok_or_else(|| wrong("this is no value of the field", format!("use {}", kind.expected())))?;
         let section = sections.entry(section).or_insert_with(|| Value::Object(serde_json::Map::new()));
         if let Some(fields) = section.as_object_mut() {
             fields.insert(field.to_owned(), value);
@@ -302,4 +338,28 @@ pub(crate) fn tail(log: &Path) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let skipped = lines.len().saturating_sub(LOG_TAIL_LINES);
     lines.get(skipped..).unwrap_or_default().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_set_for_the_fabric_is_checked_before_anything_is_made() {
+        let read = |words: &[&str]| fabric_options(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+        let sections = read(&["vxlan.directRouting=true", "vxlan.vni=7", "hostGw.beyond=ipip"]).unwrap();
+        let expected = serde_json::json!({"vxlan": {"directRouting": true, "vni": 7}, "hostGw": {"beyond": "ipip"}});
+        assert_eq!(Value::Object(sections), expected);
+        for (word, expected) in [
+            ("vxlan", "this is not SECTION.FIELD=VALUE"),
+            ("vxlan.colour=red", "there is no such field"),
+            ("geneve.vni=1", "there is no such field"),
+            ("vxlan.vni=one", "this is no value of the field"),
+            ("ipip.directRouting=yes", "this is no value of the field"),
+            ("hostGw.beyond=bgp", "this is no value of the field"),
+        ] {
+            let error = read(&[word]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
 }

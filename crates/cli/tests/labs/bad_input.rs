@@ -136,6 +136,8 @@ fn words_that_are_not_known_are_usage_errors() {
     let Some(lab) = TestLab::new() else { return };
     for (arguments, said) in [
         (vec!["--fabric", "carrier-pigeon"], "[possible values: vxlan, host-gw, ipip]"),
+        (vec!["--fabric-option", "vxlan.colour=red"], "there is no such field"),
+        (vec!["--segments", "9"], "a lab's nodes are on 1 to 4"),
         (vec!["--services", "magic"], "nftables"),
         (vec!["--ip-family", "ipv5"], "ipv4"),
         (vec!["--nodes", "many"], "--nodes"),
