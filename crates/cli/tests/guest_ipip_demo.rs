@@ -24,7 +24,8 @@ fn every_way_of_the_demo_answers_through_ip_in_ip() {
     }
     // The guest's files are gone with it; so is whatever a demo that fails leaves behind.
     let mut demo = Command::new(env!("CARGO_BIN_EXE_portolan"));
-    demo.args(["lab", "demo", "--fabric", "ipip", "--ip-family", "dual", "--segments", "2"]);
+    let shop = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/shop.yaml");
+    demo.args(["lab", "demo", "-f", shop, "--fabric", "ipip", "--ip-family", "dual", "--segments", "2"]);
     let output = demo.env("PORTOLAN_LAB_DIRECTORY", "/run/labs").output().unwrap();
     let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{text}\n{errors}");
