@@ -24,7 +24,7 @@ pub(crate) const MONITOR_WAIT_MILLISECONDS: u16 = 1000;
 pub(crate) const REPAIR_DELAY: Duration = Duration::from_millis(50);
 
 /// Links and chains of others' changes that are told apart while they gather.
-pub(crate) const REPAIR_EVENTS_MAX: usize = 64;
+pub(crate) const REPAIR_EVENTS_MAX: usize = 1024;
 
 /// The first and the last delay between attempts to apply what failed; each attempt doubles it.
 pub(crate) const RETRY_DELAY_MIN: Duration = Duration::from_millis(100);

@@ -34,7 +34,9 @@ impl FromStr for StoreLocation {
             return Ok(Self::Embedded);
         }
         if !text.starts_with("etcd=") {
-            let reason = format!("{text:?} is no store: use embedded or etcd=URL");
+            // It may be a URL with a password in it.
+            let what = if text.contains('@') { "this".to_owned() } else { format!("{text:?}") };
+            let reason = format!("{what} is no store: use embedded or etcd=URL");
             return Err(StoreError::Configuration { reason });
         }
         let mut config: EtcdConfig = text.parse()?;

@@ -114,6 +114,7 @@ pub(crate) fn missing() -> Option<String> {
 /// How a guest is started from another task: its output can be read then.
 pub(crate) fn command(timeout_seconds: u64, memory_mib: u32, cpus: u32) -> Command {
     let mut command = Command::new(THIS_PROGRAM);
+    command.arg("guest");
     let options = [("--timeout", timeout_seconds), ("--memory", memory_mib.into()), ("--cpus", cpus.into())];
     for (option, value) in options {
         command.args([option, &value.to_string()]);
@@ -153,6 +154,16 @@ mod tests {
 
     fn parse(text: &str) -> anyhow::Result<Options> {
         Options::parse(&text.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn another_task_starts_it_as_a_user_would() {
+        let command = command(900, 4000, 2);
+        let arguments: Vec<String> = command.get_args().map(|it| it.to_string_lossy().into_owned()).collect();
+        let (task, rest) = arguments.split_first().unwrap();
+        assert_eq!(task, "guest");
+        let options = parse(&format!("{} true", rest.join(" "))).unwrap();
+        assert_eq!((options.timeout, options.memory_mib, options.cpus), (Duration::from_mins(15), 4000, 2));
     }
 
     #[test]

@@ -23,7 +23,8 @@ for stream in stdout stderr; do
         fi
     done
 done
-$box sh /run/guest/command </dev/null >/run/stdout 2>/run/stderr
+# Tests that change the machine itself run where this is set, and nowhere else.
+PORTOLAN_GUEST=1 $box sh /run/guest/command </dev/null >/run/stdout 2>/run/stderr
 echo $? >/run/guest/status
 # What the command left running may hold the pipes open: the rest is awaited for two seconds.
 for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do

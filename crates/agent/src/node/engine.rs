@@ -287,7 +287,7 @@ impl<P: KernelPort> Engine<P> {
         let touched = std::mem::take(&mut self.touched);
         match self.run() {
             Ok(mut outcome) => {
-                self.mend(&touched, &mut outcome);
+                self.mend(touched, &mut outcome);
                 self.waiting = None;
                 self.metrics.set_in_sync();
                 outcome
@@ -297,17 +297,24 @@ impl<P: KernelPort> Engine<P> {
                     tracing::info!(reason = %waiting, "waiting");
                 }
                 self.waiting = Some(waiting);
+                self.touched = touched;
                 Outcome::default()
             }
         }
     }
 
-    /// Puts back what others changed of single chains, once everything else is as it must be.
-    fn mend(&mut self, chains: &BTreeSet<ChainName>, outcome: &mut Outcome) {
-        let Some(compiled) = self.compiled.as_mut().filter(|_| !chains.is_empty()) else { return };
+    /// Puts back what others changed of single chains, once everything else is as it must be. Where the kernel refused
+    /// something a chain is not what it should be, and that is tried again at its own time.
+    fn mend(&mut self, chains: BTreeSet<ChainName>, outcome: &mut Outcome) {
+        let is_wanted = !chains.is_empty() && !self.failed.services;
+        let Some(compiled) = self.compiled.as_mut().filter(|_| is_wanted) else { return };
         let used = compiled.rooms.iter_mut().filter(|room| room.is_used());
-        let taken: Vec<Steps> = used.map(|room| room.mend(&mut self.port, chains)).collect();
-        taken.into_iter().for_each(|steps| self.record(steps, outcome));
+        let taken: Result<Vec<Steps>, KernelError> = used.map(|room| room.mend(&mut self.port, &chains)).collect();
+        match taken {
+            Ok(taken) => taken.into_iter().for_each(|steps| self.record(steps, outcome)),
+            // Read while they changed: at the next cycle.
+            Err(_) => self.touched = chains,
+        }
     }
 
     fn run(&mut self) -> Result<Outcome, Waiting> {

@@ -8,12 +8,12 @@ use portolan_program::iptables::{self, Change, Program, Rule, TableKey};
 
 /// The steps that give each of these chains what it must hold, if it does not. `targets` tells for each rule that a
 /// chain holds the chain that it leads to: rules that were taken out, put in or moved are seen by it, and one that was
-/// replaced by another of the same kind is not.
-pub(super) fn steps(
+/// replaced by another of the same kind is not. What it cannot tell is no reason to write anything.
+pub(super) fn steps<E>(
     program: &Program,
     changed: &BTreeSet<ChainName>,
-    mut targets: impl FnMut(&ChainName) -> Vec<Option<String>>,
-) -> Vec<Change> {
+    mut targets: impl FnMut(&ChainName) -> Result<Vec<Option<String>>, E>,
+) -> Result<Vec<Change>, E> {
     let mut steps = Vec::new();
     for name in changed {
         let key = TableKey { family: name.family, name: name.table };
@@ -23,8 +23,11 @@ pub(super) fn steps(
         else {
             continue;
         };
+        if iptables::is_left_alone(key, chain_name, &chain.rules) {
+            continue;
+        }
         let wanted = chain.rules.list();
-        let found = targets(name);
+        let found = targets(name)?;
         if chain.policy.is_some() {
             // Rules of others are between ours. Each is put first, so the last one goes first.
             let missing = wanted.iter().rev().filter(|rule| !found.iter().any(|it| leads_there(rule, it.as_deref())));
@@ -37,7 +40,7 @@ pub(super) fn steps(
             steps.push(Change::FillChain(key, chain_name.clone(), chain.rules.clone()));
         }
     }
-    steps
+    Ok(steps)
 }
 
 fn leads_there(rule: &Rule, target: Option<&str>) -> bool {
@@ -63,6 +66,15 @@ mod tests {
         sample.compiler().program().clone()
     }
 
+    fn steps_of(
+        program: &Program,
+        changed: &[&ChainName],
+        found: impl Fn(&ChainName) -> Vec<Option<String>>,
+    ) -> Vec<Change> {
+        let changed = changed.iter().copied().cloned().collect();
+        steps(program, &changed, |name| Ok::<_, ()>(found(name))).unwrap()
+    }
+
     /// What the kernel would tell of a chain that holds these rules.
     fn told(chain: &Chain) -> Vec<Option<String>> {
         chain.rules.list().iter().map(|rule| rule.leads_to().map(ToString::to_string)).collect()
@@ -80,8 +92,13 @@ mod tests {
         let key = TableKey { family: Family::V4, name: TableName::Nat };
         let all: BTreeSet<ChainName> = program.tables[&key].chains.keys().map(|chain| name(&chain.text())).collect();
         assert!(all.len() > 5);
-        assert_eq!(steps(&program, &all, |name| told(&chain_of(&program, name))), []);
-        assert_eq!(steps(&program, &BTreeSet::from([name("DOCKER")]), |_| vec![None]), []);
+        let all: Vec<&ChainName> = all.iter().collect();
+        assert_eq!(steps_of(&program, &all, |name| told(&chain_of(&program, name))), []);
+        assert_eq!(steps_of(&program, &[&name("DOCKER")], |_| vec![None]), []);
+        // What the kubelet has in the chain that is its own too, and where we have nothing.
+        let shared = ChainName { table: TableName::Filter, ..name("KUBE-FIREWALL") };
+        assert!(chain_of(&program, &shared).rules.is_empty());
+        assert_eq!(steps_of(&program, &[&shared], |_| vec![None]), []);
     }
 
     #[test]
@@ -95,7 +112,7 @@ mod tests {
         let new = [whole.clone(), vec![None]].concat();
         let moved: Vec<_> = whole.iter().rev().cloned().collect();
         for found in [Vec::new(), gone, new, moved] {
-            let steps = steps(&program, &BTreeSet::from([services.clone()]), |_| found.clone());
+            let steps = steps_of(&program, &[&services], |_| found.clone());
             assert!(
                 matches!(&steps[..], [Change::FillChain(_, chain, rules)]
                 if *chain == "KUBE-SERVICES" && rules.is_same(&wanted.rules)),
@@ -110,9 +127,15 @@ mod tests {
         let output = name("OUTPUT");
         let ours = told(&chain_of(&program, &output));
         let with_others = [vec![Some("DOCKER".to_owned())], ours.clone()].concat();
-        assert_eq!(steps(&program, &BTreeSet::from([output.clone()]), |_| with_others.clone()), []);
-        let steps = steps(&program, &BTreeSet::from([output]), |_| vec![Some("DOCKER".to_owned())]);
+        assert_eq!(steps_of(&program, &[&output], |_| with_others.clone()), []);
+        let steps = steps_of(&program, &[&output], |_| vec![Some("DOCKER".to_owned())]);
         assert_eq!(steps.len(), ours.len());
         assert!(steps.iter().all(|step| matches!(step, Change::InsertJump(..))), "{steps:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_written() {
+        let changed = BTreeSet::from([name("OUTPUT")]);
+        assert_eq!(steps(&program(), &changed, |_| Err("interrupted")), Err("interrupted"));
     }
 }

@@ -8,6 +8,8 @@ use std::time::Instant;
 use hyper::{Method, StatusCode};
 use portolan_kernel::KernelError;
 use portolan_kernel::monitor::{Event as KernelEvent, Monitor};
+use portolan_program::iptables;
+use portolan_program::layout::is_our_chain;
 use portolan_source::{Client, Connection, Selection, SourceEvent};
 use portolan_state::Change;
 use tokio::sync::{mpsc, oneshot, watch as signal};
@@ -236,6 +238,13 @@ impl Default for Repair {
 
 impl Repair {
     fn wanted(&mut self, event: KernelEvent) {
+        // Chains of others come and go by their own.
+        if let KernelEvent::Rules(name) = &event
+            && !iptables::is_built_in(&name.chain)
+            && !is_our_chain(name.table.as_str(), &name.chain)
+        {
+            return;
+        }
         self.at.get_or_insert(Instant::now() + self.delay);
         // Links and chains are told apart by name and nothing else is, so that beyond the bound one link stands for
         // all links, and a look at what is always there for all chains.

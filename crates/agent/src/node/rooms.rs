@@ -63,8 +63,8 @@ pub trait RoomPort<R: Room> {
         true
     }
     /// The steps that put back what others changed of these chains, where this room has chains.
-    fn mend(&mut self, _room: &R, _chains: &BTreeSet<ChainName>) -> Vec<R::Change> {
-        Vec::new()
+    fn mend(&mut self, _room: &R, _chains: &BTreeSet<ChainName>) -> Result<Vec<R::Change>, KernelError> {
+        Ok(Vec::new())
     }
     /// Lets go of what has ended by now.
     fn settle(&mut self, _room: &mut R) -> Result<Vec<R::Change>, KernelError> {
@@ -141,7 +141,7 @@ pub trait KeptRoom<P> {
     /// Lets go of what has ended by now.
     fn settle(&mut self, port: &mut P) -> Result<Steps, KernelError>;
     /// Puts back what others changed of these chains.
-    fn mend(&mut self, port: &mut P, chains: &BTreeSet<ChainName>) -> Steps;
+    fn mend(&mut self, port: &mut P, chains: &BTreeSet<ChainName>) -> Result<Steps, KernelError>;
     /// A cheap look at whether others have taken all of it away. What they changed in part is found by
     /// [`KeptRoom::mend`] or [`KeptRoom::compare`].
     fn is_intact(&self, port: &mut P) -> bool;
@@ -213,9 +213,9 @@ impl<R: Room, P: RoomPort<R>> KeptRoom<P> for Kept<R> {
         Ok(apply::<R, P>(port, self.room.program(), &changes))
     }
 
-    fn mend(&mut self, port: &mut P, chains: &BTreeSet<ChainName>) -> Steps {
-        let changes = port.mend(&self.room, chains);
-        apply::<R, P>(port, self.room.program(), &changes)
+    fn mend(&mut self, port: &mut P, chains: &BTreeSet<ChainName>) -> Result<Steps, KernelError> {
+        let changes = port.mend(&self.room, chains)?;
+        Ok(apply::<R, P>(port, self.room.program(), &changes))
     }
 
     fn is_costly(&self) -> bool {
@@ -294,8 +294,8 @@ where
         Ok(Steps { room: R::NAME, ..Steps::default() })
     }
 
-    fn mend(&mut self, _: &mut P, _: &BTreeSet<ChainName>) -> Steps {
-        Steps { room: R::NAME, ..Steps::default() }
+    fn mend(&mut self, _: &mut P, _: &BTreeSet<ChainName>) -> Result<Steps, KernelError> {
+        Ok(Steps { room: R::NAME, ..Steps::default() })
     }
 
     fn is_costly(&self) -> bool {

@@ -107,7 +107,11 @@ impl RoomPort<iptables::Compiler> for RealKernel {
     }
 
     /// The kernel tells of chains only where it is nftables that holds them.
-    fn mend(&mut self, room: &iptables::Compiler, chains: &BTreeSet<ChainName>) -> Vec<iptables::Change> {
+    fn mend(
+        &mut self,
+        room: &iptables::Compiler,
+        chains: &BTreeSet<ChainName>,
+    ) -> Result<Vec<iptables::Change>, KernelError> {
         mend(self, room.program(), chains)
     }
 
@@ -118,7 +122,8 @@ impl RoomPort<iptables::Compiler> for RealKernel {
             Err(_) => false,
             Ok((Backend::Legacy, was_touched)) => !was_touched,
             Ok((Backend::Nft, _)) => Family::ALL.into_iter().any(|family| {
-                let mut has_rules = |table, chain| !self.nftables().targets(family, table, chain).is_empty();
+                let mut has_rules =
+                    |table, chain| self.nftables().targets(family, table, chain).is_ok_and(|rules| !rules.is_empty());
                 has_rules("nat", "KUBE-POSTROUTING") && has_rules("filter", "KUBE-FORWARD")
             }),
         }
@@ -141,9 +146,13 @@ fn count_rules(program: &iptables::Program, changes: &[iptables::Change]) -> Vec
     iptables::TableName::OURS.map(count).into()
 }
 
-fn mend(kernel: &mut RealKernel, program: &iptables::Program, chains: &BTreeSet<ChainName>) -> Vec<iptables::Change> {
-    if !kernel.iptables().is_ok_and(|room| room.backend() == Backend::Nft) {
-        return Vec::new();
+fn mend(
+    kernel: &mut RealKernel,
+    program: &iptables::Program,
+    chains: &BTreeSet<ChainName>,
+) -> Result<Vec<iptables::Change>, KernelError> {
+    if kernel.iptables()?.backend() != Backend::Nft {
+        return Ok(Vec::new());
     }
     mending::steps(program, chains, |name| kernel.nftables().targets(name.family, name.table.as_str(), &name.chain))
 }
@@ -209,7 +218,7 @@ impl RoomPort<IpvsChains> for RealKernel {
         RoomPort::<iptables::Compiler>::apply(self, changes)
     }
 
-    fn mend(&mut self, room: &IpvsChains, chains: &BTreeSet<ChainName>) -> Vec<iptables::Change> {
+    fn mend(&mut self, room: &IpvsChains, chains: &BTreeSet<ChainName>) -> Result<Vec<iptables::Change>, KernelError> {
         mend(self, &room.program, chains)
     }
 

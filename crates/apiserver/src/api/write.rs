@@ -207,7 +207,8 @@ impl Api {
             self.admit_with(place, old, object, (allocation.holders(), allocation.nodes()))?;
         }
         let mut guard = None;
-        if is_shared && admission::takes_more(old, object) {
+        // Also with a store of one's own: a client that goes away takes the lock with it, while its write may be under way.
+        if admission::takes_more(old, object) {
             let (at, is_changed) = allocation.guard(&self.store, &place.resource).await?;
             guard = Some(at);
             if is_changed {

@@ -16,6 +16,7 @@ mod cni;
 mod common;
 mod crash;
 mod environment;
+mod etcd;
 mod field;
 mod kube_apiserver;
 mod kube_proxy;

@@ -75,11 +75,14 @@ impl NftablesRoom {
 
     /// For each rule of a chain of anybody's table, the chain that it leads to, if to any. It reads that chain alone;
     /// a chain that is not there has no rules.
-    pub fn targets(&mut self, family: Family, table: &str, chain: &str) -> Vec<Option<String>> {
+    pub fn targets(&mut self, family: Family, table: &str, chain: &str) -> Result<Vec<Option<String>>, KernelError> {
         let rules = self.dump(GET_RULE, family, |it| {
             it.put_str(rule::TABLE, table).put_str(rule::CHAIN, chain);
         });
-        rules.map_or(Vec::new(), |rules| rules.iter().map(foreign::leads_to).collect())
+        match rules {
+            Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(Vec::new()),
+            rules => Ok(rules?.iter().map(foreign::leads_to).collect()),
+        }
     }
 
     /// The port that marks notifications of our own requests.

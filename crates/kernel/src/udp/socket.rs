@@ -235,13 +235,15 @@ impl Sending {
         use nix::sys::socket::SockaddrLike;
         self.headers.clear();
         let mut part = 0;
+        // One pointer for all of them: each message has its own stretch of the list.
+        let all_parts = self.parts.as_mut_ptr();
         let messages = self.addresses.iter().zip(&self.controls).zip(&self.parts_of);
         for ((address, (control, control_length)), parts) in messages {
             // SAFETY: all bytes zero are a valid value of this structure of numbers and pointers.
             let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
             header.msg_hdr.msg_name = address.as_ptr().cast_mut().cast();
             header.msg_hdr.msg_namelen = address.len();
-            header.msg_hdr.msg_iov = self.parts.get_mut(part).map_or(std::ptr::null_mut(), std::ptr::from_mut);
+            header.msg_hdr.msg_iov = all_parts.wrapping_add(part);
             header.msg_hdr.msg_iovlen = *parts;
             if *control_length > 0 {
                 header.msg_hdr.msg_control = control.0.as_ptr().cast_mut().cast();

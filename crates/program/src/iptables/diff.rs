@@ -103,7 +103,7 @@ fn is_shared(key: TableKey, chain: &ChainName) -> bool {
 }
 
 /// The chain that the kubelet has too is only written where we have a rule for it.
-fn is_left_alone(key: TableKey, chain: &ChainName, wanted: &Rules) -> bool {
+pub fn is_left_alone(key: TableKey, chain: &ChainName, wanted: &Rules) -> bool {
     is_shared(key, chain) && wanted.is_empty()
 }
 

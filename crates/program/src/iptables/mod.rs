@@ -37,7 +37,7 @@ pub use builder::{COMMENT_LENGTH_MAX, RuleBuilder};
 pub use chain_name::{ChainName, ChainText};
 pub use change::Change;
 pub use compile::{COMMENTED_ENDPOINTS_MAX, Compiler, compile};
-pub use diff::diff;
+pub use diff::{diff, is_left_alone};
 pub use for_ipvs::chains_for_ipvs;
 pub use interpret::{BRANCHES_MAX, Branch, Environment, NotUnderstood, Outcome, SetPart, Step, Verdict, interpret};
 pub use parse::{ParseError, Reader, parse, parse_family};

@@ -108,7 +108,8 @@ impl Client {
                 .tcp_nodelay(true)
                 .http2_keep_alive_interval(ETCD_KEEP_ALIVE)
                 .keep_alive_timeout(ETCD_KEEP_ALIVE)
-                .keep_alive_while_idle(true);
+                // etcd takes pings of a connection without calls for abuse, and closes it.
+                .keep_alive_while_idle(false);
             if endpoint.is_tls {
                 builder = builder.tls_config(tls.clone()).map_err(failed)?;
             }

@@ -142,22 +142,24 @@ impl FromStr for EtcdConfig {
 
     fn from_str(text: &str) -> Result<Self, StoreError> {
         let text = text.strip_prefix("etcd=").unwrap_or(text);
+        let has_password = text.contains('@');
         let (text, options) = text.split_once('?').unwrap_or((text, ""));
         let mut config = Self::new(Vec::new());
         let urls: Vec<&str> = text.split(',').collect();
         for (index, url) in urls.iter().enumerate() {
+            let shown = |part: &str| shown(part, index, has_password);
             let (scheme, rest) = url.split_once("://").ok_or_else(|| {
-                refused(format!("{:?} is no URL; use http://HOST:PORT or https://HOST:PORT", hide(url)))
+                refused(format!("{} is no URL; use http://HOST:PORT or https://HOST:PORT", shown(url)))
             })?;
             let is_tls = match scheme {
                 "http" => false,
                 "https" => true,
-                _ => return Err(refused(format!("the scheme {scheme:?} is neither http nor https"))),
+                _ => return Err(refused(format!("the scheme of {} is neither http nor https", shown(url)))),
             };
             let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
             let path = path.trim_end_matches('/');
             if !path.is_empty() && index + 1 < urls.len() {
-                return Err(refused(format!("the key prefix {path:?} belongs behind the last URL")));
+                return Err(refused(format!("the key prefix in {} belongs behind the last URL", shown(url))));
             }
             config.prefix = decode(path)?;
             let (user, authority) = authority.rsplit_once('@').map_or((None, authority), |(user, it)| (Some(user), it));
@@ -165,29 +167,37 @@ impl FromStr for EtcdConfig {
                 let (user, password) = user.split_once(':').unwrap_or((user, ""));
                 *config.credentials_mut() = EtcdCredentials { user: decode(user)?, password: decode(password)? };
             }
-            config.endpoints.push(EtcdEndpoint { is_tls, authority: with_port(authority)? });
+            config.endpoints.push(EtcdEndpoint { is_tls, authority: with_port(authority, &shown(authority))? });
         }
         for option in options.split('&').filter(|option| !option.is_empty()) {
-            config.set(option)?;
+            config.set(option).map_err(|error| if has_password { bad_option() } else { error })?;
         }
         config.settle()
     }
 }
 
-/// A URL without who logs in: error messages are seen by others.
-fn hide(url: &str) -> &str {
-    url.rsplit_once('@').map_or(url, |(_, rest)| rest)
+/// A part of a URL for an error message, which others may see. Where somebody logs in, no part is shown: with a
+/// password in which `/`, `?` or `,` is not percent-encoded, a part of the password may be what is taken for a host.
+fn shown(part: &str, index: usize, has_password: bool) -> String {
+    if has_password { format!("URL {}, which has a password in it,", index + 1) } else { format!("{part:?}") }
 }
 
-fn with_port(authority: &str) -> Result<String, StoreError> {
+/// What is said of an option where nothing may be shown.
+fn bad_option() -> StoreError {
+    refused(
+        "an option behind the ? is not known or has a bad value; percent-encode / ? , and @ in a password".to_owned(),
+    )
+}
+
+fn with_port(authority: &str, shown: &str) -> Result<String, StoreError> {
     let parsed = http::uri::Authority::from_str(authority);
-    let parsed = parsed.map_err(|error| refused(format!("{authority:?} is no host and port: {error}")))?;
+    let parsed = parsed.map_err(|error| refused(format!("{shown} is no host and port: {error}")))?;
     let port = authority.strip_prefix(parsed.host()).unwrap_or_default();
     match parsed.port_u16() {
-        _ if parsed.host().is_empty() => Err(refused(format!("{authority:?} names no host and port"))),
+        _ if parsed.host().is_empty() => Err(refused(format!("{shown} names no host and port"))),
         Some(_) => Ok(authority.to_owned()),
         None if port.is_empty() => Ok(format!("{authority}:{CLIENT_PORT}")),
-        None => Err(refused(format!("{authority:?} is no host and port: the port is no number up to 65535"))),
+        None => Err(refused(format!("{shown} is no host and port: the port is no number up to 65535"))),
     }
 }
 
@@ -266,6 +276,21 @@ mod tests {
         ] {
             let error = text.parse::<EtcdConfig>().unwrap_err().to_string();
             assert!(error.contains(reason), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn no_part_of_a_password_is_told() {
+        for text in [
+            "https://me:top/secret@h",
+            "https://me:top?secret@h",
+            "https://me:top,secret@h",
+            "me:topsecret@h",
+            "etcd=https://me:topsecret@h:port",
+            "etcd=http://a/b,https://me:topsecret@h",
+        ] {
+            let error = text.parse::<EtcdConfig>().unwrap_err().to_string();
+            assert!(!error.contains("top") && !error.contains("secret"), "{text}: {error}");
         }
     }
 
