@@ -20,9 +20,12 @@ const GUEST_PREFIX: &str = "guest_";
 /// How long all tests in the guest may take, in seconds. Under translation they take ten times as long as here.
 const GUEST_TIMEOUT_SECONDS: u64 = 900;
 
-/// What the tests in the guest need in memory and processors: some start a cluster of three nodes.
+/// What the tests in the guest need in memory: some start a cluster of three nodes.
 const GUEST_MEMORY_MIB: u32 = 4000;
-const GUEST_CPUS: u32 = 2;
+
+/// One processor. Linux changes its own code while it runs (`text_poke_bp`), and the emulator may go on with the old
+/// code on another processor: one run in ten ended in a panic at a breakpoint that nobody had set.
+const GUEST_CPUS: u32 = 1;
 
 /// What a test says that was skipped for want of the guest.
 const GUEST_HINT: &str = "cargo xtask guest";

@@ -8,10 +8,7 @@ use std::process::Command;
 fn demo(arguments: &[&str]) {
     if std::env::var_os("PORTOLAN_GUEST").is_none() {
         let this = std::env::current_exe().unwrap();
-        return println!(
-            "skipped: this is not the guest; run cargo xtask guest --memory 4000 --cpus 2 -- {}",
-            this.display()
-        );
+        return println!("skipped: this is not the guest; run cargo xtask guest --memory 4000 -- {}", this.display());
     }
     let mut demo = Command::new(env!("CARGO_BIN_EXE_portolan"));
     let shop = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/shop.yaml");
